@@ -1,0 +1,1 @@
+"""The marketplace: nine services, each the same inside, over one kit."""

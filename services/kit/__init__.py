@@ -1,0 +1,1 @@
+"""What every service gets; knows no domain. One named module per idea."""

@@ -1,0 +1,97 @@
+"""Redlock (Pottery, over independent Redis masters): a gate for traffic, never the proof of safety.
+
+Whoever holds the gate goes on; whoever cannot get it in time is told to come back. When the masters are away the gate
+stands open, with a warning in the log: the conditional updates, the unique claims and the fencing number in PostgreSQL
+keep every promise without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import structlog
+from pottery import AIORedlock, PotteryError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services.kit.problems import Problem
+
+LEASE_S = 15
+"""Life of a lock whose holder died: longer than a global transaction (10 s)."""
+WAIT_S = 5
+"""How long a booking stands in line."""
+MASTER_TIMEOUT_S = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+def lock_master(url: str) -> Redis:
+    """A client for one lock master: no retries and short time-outs, so that a dead master costs little."""
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=MASTER_TIMEOUT_S,
+        socket_connect_timeout=MASTER_TIMEOUT_S,
+    )
+
+
+class Gate:
+    """Locks by name. With no masters every lock is free."""
+
+    def __init__(self, masters: Sequence[Redis]) -> None:
+        self._masters = tuple(masters)
+
+    @asynccontextmanager
+    async def locked(self, name: str, *, wait_s: float = WAIT_S) -> AsyncIterator[None]:
+        """Holds the lock `name` for the body. Raises a 409 `lock-busy` problem after `wait_s` seconds in line."""
+        if not self._masters:
+            yield
+            return
+        lock = AIORedlock(key=name, masters=set(self._masters), auto_release_time=LEASE_S)
+        # Shielded: a cancelled acquire would leave its key in Redis until the lease ends.
+        taking = asyncio.ensure_future(self._take(lock, wait_s))
+        try:
+            held = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            if await taking:
+                await self._release(lock)
+            raise
+        if held is False:
+            raise Problem(409, "lock-busy", "Too many bookings at once here. Try again.", headers={"Retry-After": "1"})
+        try:
+            yield
+        finally:
+            if held:
+                await asyncio.shield(self._release(lock))
+
+    async def _take(self, lock: AIORedlock, wait_s: float) -> bool | None:
+        """True when held, False when somebody else holds it, None when the masters are away."""
+        if not await self._quorum_answers():
+            log.warning("redlock.away", lock=lock.key, masters=len(self._masters))
+            return None
+        try:
+            return bool(await lock.acquire(blocking=True, timeout=wait_s))
+        except (PotteryError, RedisError) as error:
+            log.warning("redlock.away", lock=lock.key, error=str(error))
+            return None
+
+    async def _quorum_answers(self) -> bool:
+        answers = await asyncio.gather(*(self._ping(master) for master in self._masters))
+        return sum(answers) > len(self._masters) // 2
+
+    async def _ping(self, master: Redis) -> bool:
+        try:
+            return bool(await master.ping())
+        except (RedisError, OSError):
+            return False
+
+    async def _release(self, lock: AIORedlock) -> None:
+        try:
+            await lock.release()
+        except (PotteryError, RedisError) as error:
+            # The lease ended first: somebody else may have been inside. PostgreSQL was the judge all along.
+            log.warning("redlock.lease_ended", lock=lock.key, error=str(error))

@@ -1,0 +1,92 @@
+"""Cursors cannot be forged, settings say what is wrong with them, problems say what to do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from coordinator.protocol.errors import LockConflict, OutcomeUnknown, TransactionRolledBack, UnmanagedTable
+from services.kit.paging import Cursors, page_of
+from services.kit.problems import Problem, problem_for
+from services.kit.settings import Settings, SettingsError
+
+CURSORS = Cursors(b"secret")
+WHERE = (datetime(2026, 11, 23, tzinfo=UTC), UUID(int=7))
+
+
+def test_a_cursor_comes_back_as_the_position_it_was_made_from() -> None:
+    """Instants and ids survive the round trip."""
+    assert CURSORS.decode(CURSORS.encode(WHERE), tuple[datetime, UUID]) == WHERE
+    assert CURSORS.decode(None, tuple[datetime, UUID]) is None
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "x", "AAAA", Cursors(b"other").encode(WHERE), CURSORS.encode(WHERE)[:-3] + "zzz"]
+)
+def test_a_cursor_that_is_not_ours_is_refused(cursor: str) -> None:
+    """Noise, a cut cursor and one signed with another key are a 400 that says to start again."""
+    with pytest.raises(Problem, match="bad-cursor"):
+        CURSORS.decode(cursor, tuple[datetime, UUID])
+
+
+def test_only_a_page_with_more_behind_it_has_a_cursor() -> None:
+    """The extra row is not shown; it only tells that there is a next page."""
+    assert page_of([1, 2, 3], 2, CURSORS, lambda row: (row,)).items == [1, 2]
+    assert page_of([1, 2, 3], 2, CURSORS, lambda row: (row,)).next_cursor == CURSORS.encode((2,))
+    assert page_of([1, 2], 2, CURSORS, lambda row: (row,)).next_cursor is None
+
+
+def test_settings_are_read_from_the_environment() -> None:
+    """Lists and maps are JSON, switches are on and off."""
+    settings = Settings.from_env(
+        {
+            "PAWSTAY_SERVICE": "order",
+            "PAWSTAY_PORT": "8084",
+            "PAWSTAY_KEY_FILE": "/k",
+            "PAWSTAY_KEYS_FILE": "/ks",
+            "PAWSTAY_REDLOCK": "off",
+            "PAWSTAY_LOCK_REDIS_URLS": '["redis://a", "redis://b"]',
+            "PAWSTAY_SERVICE_URLS": '{"pet": "http://pet:8082/"}',
+            "HOME": "/root",
+        }
+    )
+    assert (settings.port, settings.redlock, settings.key_file) == (8084, False, Path("/k"))
+    assert settings.lock_redis_urls == ["redis://a", "redis://b"]
+    assert settings.url_of("pet") == "http://pet:8082"
+    with pytest.raises(SettingsError, match="payment"):
+        settings.url_of("payment")
+
+
+def test_wrong_settings_name_the_variable() -> None:
+    """Each wrong or missing variable has a line of its own."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"PAWSTAY_SERVICE": "order", "PAWSTAY_PORT": "many"})
+    assert "PAWSTAY_PORT" in str(caught.value)
+    assert "PAWSTAY_KEY_FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (LockConflict("busy", UUID(int=1)), 409, "lock-busy"),
+        (TransactionRolledBack("no", "timed_out"), 503, "tx-rolled-back"),
+        (OutcomeUnknown("?"), 503, "tx-outcome-unknown"),
+        (OperationalError("SELECT 1", {}, OSError("refused")), 503, "database-unavailable"),
+        (ConnectionRefusedError(), 503, "dependency-unavailable"),
+    ],
+)
+def test_operating_errors_become_problems(error: Exception, status: int, code: str) -> None:
+    """What may happen in operation has a status and a code."""
+    problem = problem_for(error)
+    assert problem is not None
+    assert (problem.status, problem.code) == (status, code)
+
+
+@pytest.mark.parametrize("bug", [ValueError("x"), UnmanagedTable("log"), ZeroDivisionError()])
+def test_bugs_are_no_problems(bug: Exception) -> None:
+    """What must not happen is not dressed up as an answer."""
+    assert problem_for(bug) is None
