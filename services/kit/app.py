@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from coordinator.client.contrib.litestar import TransactionMiddleware, nudge_route
 from litestar import Litestar, Response, get
-from litestar.config.response_cache import ResponseCacheConfig
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -16,6 +14,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 from sqlalchemy import text
 
+from coordinator.client.contrib.litestar import TransactionMiddleware, nudge_route
 from services.kit.auth import IdentityMiddleware, public
 from services.kit.problems import problem_handler
 from services.kit.requests import RequestMiddleware
@@ -32,8 +31,8 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        await runtime.start()
         try:
+            await runtime.start()
             yield
         finally:
             await runtime.stop()
@@ -58,7 +57,6 @@ def build_app(
                 security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT")}
             ),
         ),
-        response_cache_config=ResponseCacheConfig(),
         request_max_body_size=BODY_MAX_BYTES,
         logging_config=None,
         debug=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 from uuid import UUID
 
@@ -21,30 +20,33 @@ from litestar.types.callable_types import Guard
 
 from coordinator.protocol.errors import CallerRefused
 from coordinator.protocol.tokens import TokenVerifier
-from services.kit.problems import forbidden, unauthorized
+from services.kit.problems import Problem, answer, forbidden, unauthorized
+from services.kit.roles import AccountStatus, Role
 from services.kit.signing import BadSignature, Expired, Verifier
+
+__all__ = [
+    "ACCESS_ISSUER",
+    "ACCESS_KIND",
+    "ACCESS_TTL_S",
+    "AccountStatus",
+    "Caller",
+    "Identities",
+    "IdentityMiddleware",
+    "Principal",
+    "Role",
+    "any_user",
+    "approved_user",
+    "has_role",
+    "internal",
+    "principal_of",
+    "public",
+]
 
 ACCESS_KIND = "access"
 ACCESS_TTL_S = 900
 """Life of an access token. A suspension takes hold at the latest after it."""
 
 ACCESS_ISSUER = "user"
-
-
-class Role(IntEnum):
-    """The seed's numbers."""
-
-    OWNER = 0
-    PROVIDER = 1
-    ADMIN = 2
-
-
-class AccountStatus(IntEnum):
-    """The seed's numbers."""
-
-    PENDING = 0
-    ACTIVE = 1
-    SUSPENDED = 2
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,14 @@ class IdentityMiddleware(ASGIMiddleware):
         self._identities = identities
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Raises a 401 problem for a token that does not hold, also on public routes."""
+        """Answers with a 401 problem to a token that does not hold, also on public routes."""
         header = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"), None)
-        scope["user"] = self._identities.identify(header)
+        try:
+            scope["user"] = self._identities.identify(header)
+        except Problem as problem:
+            # Not raised: out here only the framework's outermost handler would see it, past the log and the trace id.
+            await answer(problem, scope, send)
+            return
         scope["auth"] = header
         await next_app(scope, receive, send)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import dramatiq
 import structlog
-from coordinator.client.contrib.dramatiq import TransactionMiddleware
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Middleware, Retries, ShutdownNotifications, TimeLimit
 
+from coordinator.client.contrib.dramatiq import TransactionMiddleware
 from services.kit.requests import trace_id_of
 
 HEARTBEAT_TIMEOUT_MS = 10_000

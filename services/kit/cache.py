@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -32,29 +32,21 @@ class Cache:
     def __init__(self, redis: Redis, dice: Callable[[], float] = random.random) -> None:
         self._redis = redis
         self._dice = dice
-        self._loading: dict[str, asyncio.Future[object]] = {}
+        self._loading: dict[str, asyncio.Task[Any]] = {}
 
     async def get_or_load(self, key: str, kind: type[T], load: Callable[[], Awaitable[T | None]]) -> T | None:
         """The cached value of `key`, else what `load` gives, which is then cached (also that there is none)."""
         raw = await self._get(key)
         if raw is not None:
             return None if raw == MISSING else msgspec.json.decode(raw, type=kind)
-        running = self._loading.get(key)
-        if running is not None:
-            return await asyncio.shield(running)  # type: ignore[return-value]  # one key always holds one kind
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._loading[key] = future
-        try:
-            value = await load()
-            await self._set(key, value)
-            future.set_result(value)
-            return value
-        except BaseException as error:
-            future.set_exception(error)
-            future.exception()  # marked as seen: the others may have gone
-            raise
-        finally:
-            del self._loading[key]
+        loading = self._loading.get(key)
+        if loading is None:
+            loading = asyncio.create_task(self._load(key, load), name=f"cache {key}")
+            self._loading[key] = loading
+            loading.add_done_callback(lambda done: self._loaded(key, done))
+        # Shielded: whoever goes away must not take the load from those who wait with them.
+        value: T | None = await asyncio.shield(loading)
+        return value
 
     async def drop(self, *keys: str) -> None:
         """Forgets keys. Call it after the commit; the outbox drops them once more (see outbox.cache_drop)."""
@@ -64,13 +56,23 @@ class Cache:
             except RedisError as error:
                 log.warning("cache.away", doing="drop", error=str(error))
 
+    async def _load(self, key: str, load: Callable[[], Awaitable[T | None]]) -> T | None:
+        value = await load()
+        await self._set(key, value)
+        return value
+
+    def _loaded(self, key: str, done: asyncio.Task[Any]) -> None:
+        del self._loading[key]
+        if not done.cancelled():
+            done.exception()  # marked as seen: all who waited may have gone
+
     async def _get(self, key: str) -> bytes | None:
         try:
-            raw: bytes | None = await self._redis.get(key)
-            return raw
+            raw: Any = await self._redis.get(key)
         except RedisError as error:
             log.warning("cache.away", doing="get", error=str(error))
             return None
+        return None if raw is None else bytes(raw)
 
     async def _set(self, key: str, value: object) -> None:
         ttl_s = MISSING_TTL_S if value is None else int(TTL_S * (1 - JITTER * self._dice()))

@@ -49,12 +49,16 @@ class Store:
 
     name: str
     engine: AsyncEngine
-    resource: Resource
+    resource: Resource[AsyncSession]
     coordinator: Coordinator
 
-    async def branch(self, work: Work[T]) -> T:
-        """Runs `work` as a branch of the running global transaction."""
-        return await self.coordinator.run_branch(self.resource, work)
+    async def branch(self, work: Work[T], kind: type[T] | None = None) -> T:
+        """Runs `work` as a branch of the running global transaction.
+
+        With `kind` its answer is kept with the branch, so that a repeated call gets it again; without, the repeat is a
+        409 `branch-repeated`.
+        """
+        return await self.coordinator.run_branch(self.resource, work, result_type=kind)
 
     async def local(self, work: Work[T]) -> T:
         """Runs `work` in a local transaction of its own; waits for whoever locks its rows."""

@@ -40,15 +40,17 @@ OPEN = text(
 # An update, not a select: it meets the lock of a transaction that kept its answer and is not decided yet.
 FIND = text(
     """
-    UPDATE idempotency_keys AS k
-    SET started_at = CASE WHEN k.done OR k.started_at > clock_timestamp() - make_interval(secs => :lease_s)
-                          THEN k.started_at ELSE clock_timestamp() END
-    FROM (
-        SELECT started_at AS before FROM idempotency_keys
-        WHERE bucket = :bucket AND actor = :actor AND key = :key
-    ) AS o
-    WHERE k.bucket = :bucket AND k.actor = :actor AND k.key = :key
-    RETURNING k.request_hash, k.done, k.status, k.body, k.started_at <> o.before AS retaken
+    UPDATE idempotency_keys SET done = done
+    WHERE bucket = :bucket AND actor = :actor AND key = :key
+    RETURNING request_hash, done, status, body,
+              started_at < clock_timestamp() - make_interval(secs => :lease_s) AS abandoned
+    """
+)
+# The row lock of FIND is held until then, so only one of two who find an abandoned key takes it.
+RETAKE = text(
+    """
+    UPDATE idempotency_keys SET started_at = clock_timestamp()
+    WHERE bucket = :bucket AND actor = :actor AND key = :key
     """
 )
 KEEP = text(
@@ -145,7 +147,8 @@ async def _open(session: AsyncSession, request: Keyed) -> Reply | None:
         )
     if found.done:
         return Reply(found.status, found.body, replayed=True)
-    if found.retaken:
+    if found.abandoned:
+        await session.execute(RETAKE, request._row)
         return None
     raise Problem(
         409,

@@ -46,10 +46,13 @@ class Gate:
         self._masters = tuple(masters)
 
     @asynccontextmanager
-    async def locked(self, name: str, *, wait_s: float = WAIT_S) -> AsyncIterator[None]:
-        """Holds the lock `name` for the body. Raises a 409 `lock-busy` problem after `wait_s` seconds in line."""
+    async def locked(self, name: str, *, wait_s: float = WAIT_S) -> AsyncIterator[bool]:
+        """Holds the lock `name` for the body. Raises a 409 `lock-busy` problem after `wait_s` seconds in line.
+
+        Gives True when the lock is held, False when the gate stands open: then others may be inside too.
+        """
         if not self._masters:
-            yield
+            yield False
             return
         lock = AIORedlock(key=name, masters=set(self._masters), auto_release_time=LEASE_S)
         # Shielded: a cancelled acquire would leave its key in Redis until the lease ends.
@@ -57,13 +60,12 @@ class Gate:
         try:
             held = await asyncio.shield(taking)
         except asyncio.CancelledError:
-            if await taking:
-                await self._release(lock)
+            await asyncio.shield(asyncio.ensure_future(self._give_back(lock, taking)))
             raise
         if held is False:
             raise Problem(409, "lock-busy", "Too many bookings at once here. Try again.", headers={"Retry-After": "1"})
         try:
-            yield
+            yield bool(held)
         finally:
             if held:
                 await asyncio.shield(self._release(lock))
@@ -78,6 +80,10 @@ class Gate:
         except (PotteryError, RedisError) as error:
             log.warning("redlock.away", lock=lock.key, error=str(error))
             return None
+
+    async def _give_back(self, lock: AIORedlock, taking: asyncio.Future[bool | None]) -> None:
+        if await taking:
+            await self._release(lock)
 
     async def _quorum_answers(self) -> bool:
         answers = await asyncio.gather(*(self._ping(master) for master in self._masters))

@@ -6,7 +6,8 @@ placement safe belongs to the administrator who runs this, so a service cannot t
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import asyncpg
 from alembic.config import Config
@@ -20,14 +21,27 @@ from sqlalchemy.pool import NullPool
 from coordinator.resource import install
 from services.kit.spec import ServiceSpec
 from services.kit.sql import KIT_TABLES
+from sharding import Bucket, GuardReport, ShardId, install_guard
 
 MIGRATION_LOCK = 7_204_512
 """Key of the advisory lock that lets one migration run at a time."""
 EXEMPT = ("alembic_version",)
 
 
-async def migrate(spec: ServiceSpec, admin_dsn: str, role: str) -> None:
-    """Migrates the database at `admin_dsn` (a superuser's) for `spec`; `role` is the service's own."""
+@dataclass(frozen=True)
+class Placement:
+    """Which shard a database is, and which buckets the shard map gives it now."""
+
+    shard: ShardId
+    owned: Collection[Bucket]
+
+
+async def migrate(spec: ServiceSpec, admin_dsn: str, role: str, placement: Placement | None = None) -> None:
+    """Migrates the database at `admin_dsn` (a superuser's) for `spec`; `role` is the service's own.
+
+    With a `placement` a sharded service's database becomes that shard and guards its buckets. Without one it is only
+    a template for shards: `guard` makes one of it before it is used.
+    """
     await _upgrade(spec, admin_dsn, role)
     connection = await asyncpg.connect(admin_dsn)
     try:
@@ -38,6 +52,23 @@ async def migrate(spec: ServiceSpec, admin_dsn: str, role: str) -> None:
             exempt=[*spec.exempt, *EXEMPT],
             roles=[role],
         )
+        # A new partition takes over its parent's row triggers, and whoever makes it must be allowed to call them.
+        quoted = role.replace('"', '""')
+        await connection.execute(f'GRANT EXECUTE ON FUNCTION at.refuse_unmanaged() TO "{quoted}"')
+    finally:
+        await connection.close()
+    if spec.storage == "sharded" and placement is not None:
+        await guard(spec, admin_dsn, role, placement)
+
+
+async def guard(spec: ServiceSpec, admin_dsn: str, role: str, placement: Placement) -> GuardReport:
+    """Makes a migrated database a shard: rows of buckets that it does not own are refused. Repeatable.
+
+    Buckets that were moved since keep their state: see sharding.install_guard.
+    """
+    connection = await asyncpg.connect(admin_dsn)
+    try:
+        return await install_guard(connection, spec.guarded, placement.shard, placement.owned, roles=[role])
     finally:
         await connection.close()
 
@@ -66,8 +97,3 @@ def _run_alembic(connection: Connection, spec: ServiceSpec) -> None:
         environment.configure(connection=connection, transaction_per_migration=True)
         with environment.begin_transaction():
             environment.run_migrations()
-
-
-def migrate_now(spec: ServiceSpec, admin_dsn: str, role: str) -> None:
-    """`migrate` for callers without an event loop."""
-    asyncio.run(migrate(spec, admin_dsn, role))

@@ -103,6 +103,9 @@ class Relay:
             except (DBAPIError, RedisError, dramatiq.errors.ConnectionError, OSError, TimeoutError) as error:
                 log.warning("outbox.waiting", store=self._store.name, error=str(error).splitlines()[0])
                 wait_s = FAILURE_WAIT_S
+            except Exception:  # a relay that has ended is missed by nobody but those who wait for their messages
+                log.exception("outbox.failed", store=self._store.name)
+                wait_s = FAILURE_WAIT_S
             await asyncio.sleep(wait_s)
 
     async def relay_once(self) -> int:

@@ -6,6 +6,7 @@ Services raise `Problem` (or one of the short makers below); everything else tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
+from litestar.types import Scope, Send
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from coordinator.protocol import errors as tx
@@ -21,6 +23,11 @@ from coordinator.protocol import errors as tx
 MEDIA_TYPE = "application/problem+json"
 LOCK_RETRY_S = 1
 """What a caller who met a lock is told to wait."""
+
+NAMED_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
+"""How a body's validation says which field is too much or missing."""
+WHOLE_BODY = "data"
+"""The key under which the validation reports what concerns the body itself."""
 
 log = structlog.get_logger(__name__)
 
@@ -124,12 +131,32 @@ def _from_transaction(error: tx.CoordinatorError) -> Problem:
             return conflict("branch-repeated", "This step was taken already; nothing was done twice.")
         case tx.DeadlinePassed() | tx.BranchAborted():
             return conflict("tx-ended", "The global transaction had ended before this step came. Nothing was done.")
+        case tx.NoGlobalTransaction():
+            return bad_request(
+                "This step is only taken inside a global transaction: call it with the X-Tx headers of one.",
+                code="transaction-missing",
+            )
         case tx.CallerRefused():
             return unauthorized("The service token is not valid here.")
         case _:
             return unavailable(
                 "coordinator-unavailable", "The transaction coordinator does not answer. Nothing was done."
             )
+
+
+def _from_validation(error: ValidationException) -> Problem:
+    found = [e for e in (error.extra if isinstance(error.extra, list) else []) if isinstance(e, dict)]
+    errors = []
+    for e in found:
+        message, key = str(e.get("message", "")), str(e.get("key", ""))
+        named = NAMED_FIELD.search(message)
+        path = [] if key in ("", WHOLE_BODY) else [key]
+        pointer = "".join(
+            f"/{part}" for part in ".".join([*path, named.group(1)] if named else path).split(".") if part
+        )
+        errors.append({"pointer": pointer, "detail": message})
+    told = "; ".join(f"{e['pointer'] or 'the body'}: {e['detail']}" for e in errors) or error.detail
+    return bad_request(f"The request does not fit: {told}", code="invalid-request", errors=errors)
 
 
 def problem_for(error: BaseException) -> Problem | None:
@@ -142,13 +169,7 @@ def problem_for(error: BaseException) -> Problem | None:
         case tx.CoordinatorError():
             return _from_transaction(error)
         case ValidationException():
-            errors = [
-                {"pointer": "/" + str(e.get("key", "")).replace(".", "/"), "detail": str(e.get("message", ""))}
-                for e in (error.extra if isinstance(error.extra, list) else [])
-                if isinstance(e, dict)
-            ]
-            named = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors) or error.detail
-            return bad_request(f"The request does not fit: {named}", code="invalid-request", errors=errors)
+            return _from_validation(error)
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
             return Problem(error.status_code, code, error.detail, headers=error.headers)
@@ -176,3 +197,12 @@ def problem_handler(request: Request[Any, Any, Any], error: Exception) -> Respon
         media_type=MEDIA_TYPE,
         headers=problem.headers,
     )
+
+
+async def answer(problem: Problem, scope: Scope, send: Send) -> None:
+    """Sends a problem from a middleware, where no exception handler stands around."""
+    body = msgspec.json.encode(problem.body(scope["path"]))
+    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from uuid import UUID
 
 import structlog
-from coordinator.client.contrib.http import TransactionalClient
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -21,7 +20,7 @@ from coordinator.protocol.tokens import SigningKey, TokenMaker, TokenVerifier, r
 from services.kit.auth import Identities
 from services.kit.broker import make_broker
 from services.kit.cache import Cache
-from services.kit.clients import ServiceClient
+from services.kit.clients import Outgoing, ServiceClient
 from services.kit.clock import Clock, system_clock
 from services.kit.database import Store, make_engine
 from services.kit.idempotency import sweep
@@ -31,10 +30,12 @@ from services.kit.paging import Cursors
 from services.kit.settings import Settings, SettingsError
 from services.kit.signing import Signer, Verifier
 from services.kit.spec import ServiceSpec
-from sharding import MapStore, ShardId, Shards
+from sharding import Bucket, MapStore, ShardId, Shards
 
 NUDGE_PATH = "/internal/coordinator/nudge"
 SWEEP_INTERVAL_S = 3600
+RESTART_PAUSE_S = 1.0
+"""Pause before a loop that ended by a bug is started again."""
 
 Loop = Callable[[], Awaitable[None]]
 log = structlog.get_logger(__name__)
@@ -69,13 +70,14 @@ class Runtime:
         self._masters = [lock_master(url) for url in settings.lock_redis_urls] if settings.redlock else []
         self.gate = Gate(self._masters)
         self.broker = make_broker(settings.redis_url, processing=processing)
-        self.http = TransactionalClient(self.coordinator, tokens=self.tokens)
+        self.http = Outgoing(self.tokens)
         self._stores = self._make_stores()
         self._map_store = (
             MapStore(settings.shard_map_url) if spec.storage == "sharded" and settings.shard_map_url else None
         )
         self._shards: Shards | None = None
         self._loops: list[Loop] = []
+        self._at_start: list[Loop] = []
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -98,9 +100,12 @@ class Runtime:
             raise SettingsError(f"{self.spec.name} has no shard map before it is started")
         return self._shards
 
-    def store_of(self, key: UUID) -> Store:
-        """The database that holds the bucket which the id `key` carries."""
-        return self._stores[self.shards.shard_of(key)]
+    def store_of(self, where: UUID | Bucket) -> Store:
+        """The database that holds a bucket, or the bucket which an id carries.
+
+        An id that carries none (somebody made it up) belongs to the bucket of its hash, where nothing is found.
+        """
+        return self._stores[self.shards.shard_of(where)]
 
     def store_on(self, shard: str) -> Store:
         """The database on one shard."""
@@ -125,8 +130,15 @@ class Runtime:
 
         self._loops.append(loop)
 
+    def at_start(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Has `work` run once, after everything is connected and before the first request."""
+        self._at_start.append(work)
+
     async def start(self) -> None:
-        """Connects, loads the shard map, starts the settle loops, the relays and the service's own loops."""
+        """Connects, loads the shard map, starts the settle loops, the relays and the service's own loops.
+
+        When it raises, `stop` closes what was opened.
+        """
         await self._stack.enter_async_context(self.http)
         if self._map_store is not None:
             await self._stack.enter_async_context(self._map_store)
@@ -136,6 +148,8 @@ class Runtime:
             for store in self.stores:
                 self._loops.append(Relay(store, self.broker, self.cache).run)
                 self.every(SWEEP_INTERVAL_S, lambda store=store: sweep(store), "idempotency.sweep")  # type: ignore[misc]
+        for work in self._at_start:
+            await work()
         self._tasks = [asyncio.create_task(_run(loop)) for loop in self._loops]
 
     async def stop(self) -> None:
@@ -168,4 +182,11 @@ class Runtime:
 
 
 async def _run(loop: Loop) -> None:
-    await loop()
+    """Keeps a loop running: what ends by a bug is logged and started again, for nobody would see it missing."""
+    while True:
+        try:
+            await loop()
+            return
+        except Exception:
+            log.exception("loop.crashed")
+            await asyncio.sleep(RESTART_PAUSE_S)

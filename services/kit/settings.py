@@ -42,6 +42,8 @@ class Settings(BaseModel):
     """Connections to each database, at most."""
     pay_window_s: int = 900
     """How long a booking waits for its payment."""
+    early_check_in_days: int = 0
+    """How many days before its first night a stay may begin."""
     owner_auto_approve: bool = False
     """Whether a registration is active at once, without an administrator's approval."""
 

@@ -1,14 +1,13 @@
-"""The tables that the kit needs in a service's database, for the service's migrations to execute."""
+"""The tables that the kit needs in a service's database, and how a service's migrations run SQL."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from alembic import op
 
 KIT_TABLES = ("outbox", "inbox", "idempotency_keys")
-
-_TOKEN = re.compile(r"--[^\n]*|'(?:[^']|'')*'|(\$\w*\$).*?\1|;", re.DOTALL)
 
 
 def kit_sql(name: Literal["outbox", "inbox", "idempotency"]) -> str:
@@ -16,17 +15,13 @@ def kit_sql(name: Literal["outbox", "inbox", "idempotency"]) -> str:
     return (Path(__file__).parent / f"{name}.sql").read_text(encoding="utf-8")
 
 
-def statements(script: str) -> list[str]:
-    """The statements of an SQL script, one by one: the driver prepares them, and can prepare only one at a time.
+def run_script(sql: str) -> None:
+    """Runs `sql`, as many statements as it holds, inside the migration that is running.
 
-    Semicolons in comments, quoted strings and dollar-quoted bodies end nothing. For `op.execute` wrap each in `text` or
-    escape colons as it asks.
+    `op.execute` prepares what it is given, and PostgreSQL prepares one statement only.
     """
-    parts: list[str] = []
-    start = 0
-    for match in _TOKEN.finditer(script):
-        if match.group() == ";":
-            parts.append(script[start : match.start()].strip())
-            start = match.end()
-    parts.append(script[start:].strip())
-    return [part for part in parts if _TOKEN.sub("", part).strip()]
+    connection = op.get_bind()
+    # The driver's adapter opens its transaction with the first statement that it sees itself.
+    connection.exec_driver_sql("SELECT 1")
+    adapted: Any = connection.connection.dbapi_connection
+    adapted.run_async(lambda driver: driver.execute(sql))

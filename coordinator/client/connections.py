@@ -1,0 +1,103 @@
+"""Connections that enter a branch inside BEGIN and keep its answer inside COMMIT: no round trip of their own.
+
+asyncpg sends ``BEGIN;`` as a simple query, which may hold several statements. `BranchConnection` adds the
+branch's statements to it. Use it through SQLAlchemy::
+
+    engine = create_async_engine(url, connect_args=branch_connect_args())
+
+or through asyncpg::
+
+    pool = await asyncpg.create_pool(dsn, connection_class=BranchConnection)
+
+Any other connection works as well and pays one statement more for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+from asyncpg.exceptions import InterfaceError, PostgresError
+
+from coordinator.protocol.errors import BranchRefused
+
+ENDED_INSIDE = "the branch's local transaction was ended inside the branch; what comes later is not part of it"
+
+ABANDON_TIMEOUT_S = 2.0
+"""How long a failed BEGIN or COMMIT may take to roll back before its connection is dropped."""
+
+
+class BranchConnection(asyncpg.Connection):
+    """An asyncpg connection that can fold a branch's first and last statement into BEGIN and COMMIT."""
+
+    __slots__ = ("_at_enter", "_at_entered", "_at_keep", "_at_rolled_back")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._at_enter: str | None = None
+        self._at_keep: str | None = None
+        self._at_entered = False
+        self._at_rolled_back = False
+
+    def fold_enter(self, statement: str) -> None:
+        """The next BEGIN carries `statement`. Until `unfold`, a further BEGIN raises BranchRefused."""
+        self._at_enter = statement
+        self._at_entered = self._at_rolled_back = False
+        self._at_keep = None
+
+    def fold_keep(self, statement: str) -> None:
+        """The next COMMIT carries `statement` before it."""
+        self._at_keep = statement
+
+    def unfold(self) -> bool:
+        """Ends the folding; True when a BEGIN carried the statement of `fold_enter` and no ROLLBACK came after it."""
+        entered = self._at_entered and not self._at_rolled_back
+        self._at_enter = self._at_keep = None
+        self._at_entered = False
+        return entered
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+        """As asyncpg's, with the folded statements added to a plain BEGIN or COMMIT."""
+        if args or (self._at_enter is None and self._at_keep is None and not self._at_entered):
+            return str(await super().execute(query, *args, timeout=timeout))
+        if query.startswith("BEGIN"):
+            if self._at_enter is None:
+                self._top_xact = None
+                raise BranchRefused(ENDED_INSIDE)
+            folded = f"{query.rstrip('; ')};{self._at_enter};"
+            self._at_enter = None
+            done = await self._execute_or_abandon(folded, timeout)
+            self._at_entered = True
+            return done
+        if query == "COMMIT;" and self._at_keep is not None:
+            folded = f"{self._at_keep};{query}"
+            self._at_keep = None
+            return await self._execute_or_abandon(folded, timeout)
+        if query == "ROLLBACK;":
+            self._at_rolled_back = True
+        return str(await super().execute(query, timeout=timeout))
+
+    async def _execute_or_abandon(self, folded: str, timeout: float | None) -> str:
+        try:
+            return str(await super().execute(folded, timeout=timeout))
+        except BaseException:
+            # asyncpg and SQLAlchemy take a BEGIN that failed for one that never was, but here the server did
+            # open the transaction before the folded statement failed: close it, or the next user inherits it.
+            self._top_xact = None
+            await self._abandon()
+            raise
+
+    async def _abandon(self) -> None:
+        plain: Any = super()
+        try:
+            async with asyncio.timeout(ABANDON_TIMEOUT_S):
+                if not plain.is_closed() and plain.is_in_transaction():
+                    await plain.execute("ROLLBACK;")
+        except (PostgresError, InterfaceError, OSError, TimeoutError):
+            plain.terminate()
+
+
+def branch_connect_args(**others: Any) -> dict[str, Any]:
+    """The `connect_args` for create_async_engine that fold branches into BEGIN; `others` are passed on."""
+    return {**others, "connection_class": BranchConnection}

@@ -1,0 +1,182 @@
+"""The running global transaction as this process sees it, and how it travels with the flow of the program.
+
+An `Initiator` began the transaction here and will decide it. A `Participant` was called by somebody else's
+transaction: it adds branches and never decides. Which one is current lives in a ContextVar, so tasks that
+are started inside (asyncio.gather) inherit it and everything else does not see it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from uuid import UUID
+
+from coordinator.protocol.errors import NoGlobalTransaction
+from coordinator.protocol.ids import BranchId, ResourceName, Xid, derived_branch, unix_ms_of, uuid7
+from coordinator.protocol.messages import BRANCHES_MAX, BranchRef
+
+HEADER_ROLLBACK_ONLY = "X-Tx-Rollback-Only"
+"""Answer header of a participant that wants the transaction rolled back though its answer is no error."""
+
+_CALLS = ResourceName("call")
+"""The name under which ids of outgoing calls are derived; no resource is ever written under them."""
+
+_current: ContextVar[Scope | None] = ContextVar("coordinator_scope", default=None)
+
+
+class Scope:
+    """What a running global transaction has done so far: its branches, those in doubt, and whether it may commit."""
+
+    def __init__(self, xid: Xid, name: str, deadline_ms: int) -> None:
+        self.xid = xid
+        self.name = name
+        self.deadline_ms = deadline_ms
+        self.rollback_only: str | None = None
+        self.decided = False
+        self.touched = False
+        self.called = False
+        self._noted: dict[UUID, BranchRef] = {}
+        self._doubtful: dict[UUID, BranchRef] = {}
+        self._open = 0
+
+    @property
+    def branches(self) -> tuple[BranchRef, ...]:
+        """The branches that belong to the transaction: their local transactions have committed."""
+        return tuple(self._noted.values())
+
+    @property
+    def known_branches(self) -> tuple[BranchRef, ...]:
+        """`branches` and those whose local commit ended in doubt: what a rollback names."""
+        return tuple({**self._noted, **self._doubtful}.values())
+
+    @property
+    def open_branches(self) -> int:
+        """How many branches and calls are running at this moment."""
+        return self._open
+
+    def next_branch(self, resource: ResourceName) -> BranchId:
+        """The id of the next branch in `resource`."""
+        return BranchId(uuid7(unix_ms_of(self.xid)))
+
+    def next_call(self) -> BranchId:
+        """The id of the next outgoing call."""
+        return self.next_branch(_CALLS)
+
+    def mark_rollback_only(self, why: str) -> None:
+        """From now on the transaction can only roll back; the first reason is kept."""
+        if self.rollback_only is None:
+            self.rollback_only = why
+
+    def note(self, ref: BranchRef) -> None:
+        """Adds a branch whose local transaction has committed. The same branch twice is one branch."""
+        if len(self._noted) >= BRANCHES_MAX and ref.branch not in self._noted:
+            self.doubt(ref, f"more than {BRANCHES_MAX} branches in one global transaction")
+            return
+        self._doubtful.pop(ref.branch, None)
+        self._noted[ref.branch] = ref
+
+    def doubt(self, ref: BranchRef, why: str) -> None:
+        """Remembers a branch of which nobody knows whether it committed locally; only a rollback is safe then."""
+        self._doubtful[ref.branch] = ref
+        self.mark_rollback_only(why)
+
+    def absorb(self, header: str) -> None:
+        """Adds the branches of an `X-Tx-Branches` header (``resource:uuid, resource:uuid``). Raises ValueError."""
+        for ref in parse_branches(header):
+            self.note(ref)
+
+    @contextmanager
+    def calling(self) -> Iterator[BranchId]:
+        """Counts an outgoing call as open while it runs; gives its id, which stays the same when it is repeated."""
+        with self.running():
+            self.called = True
+            yield self.next_call()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts a branch as open while it runs, so that nothing is decided over its head.
+
+        Raises NoGlobalTransaction when the transaction is decided: a task has outlived the block that started it.
+        """
+        if self.decided:
+            raise NoGlobalTransaction(f"transaction {self.xid} is decided already; it takes no more branches")
+        self.touched = True
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+class Initiator(Scope):
+    """The side that began the transaction and decides it."""
+
+    def __init__(self, xid: Xid, name: str, deadline_ms: int) -> None:
+        super().__init__(xid, name, deadline_ms)
+        self.begun = False
+
+
+class Participant(Scope):
+    """The side that was called. Its branch ids derive from the call's id, so that a repeated call meets its own rows.
+
+    That holds when the repeat makes its branches in one resource in the same order as the first time: branches
+    of one participant in one resource must not run concurrently with each other.
+    """
+
+    def __init__(self, xid: Xid, call: BranchId, deadline_ms: int) -> None:
+        super().__init__(xid, "", deadline_ms)
+        self.call = call
+        self._ordinals: dict[ResourceName, int] = defaultdict(int)
+
+    def next_branch(self, resource: ResourceName) -> BranchId:
+        """The id that this call's next branch in `resource` has, in the first call and in every repeat."""
+        ordinal = self._ordinals[resource]
+        self._ordinals[resource] += 1
+        return derived_branch(self.call, resource, ordinal)
+
+
+def current() -> Scope | None:
+    """The global transaction that the running code is part of, if any."""
+    return _current.get()
+
+
+def required() -> Scope:
+    """The current global transaction. Raises NoGlobalTransaction when there is none."""
+    scope = _current.get()
+    if scope is None:
+        raise NoGlobalTransaction("no global transaction is running here; open one with coordinator.global_transaction")
+    return scope
+
+
+@contextmanager
+def bound(scope: Scope | None) -> Iterator[None]:
+    """Makes `scope` (None: no transaction) the current one inside the block."""
+    token = _current.set(scope)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def bind(scope: Scope | None) -> Callable[[], None]:
+    """As `bound`, for code that has two hooks instead of a block: returns what puts the former one back."""
+    token = _current.set(scope)
+    return lambda: _current.reset(token)
+
+
+def format_branches(branches: tuple[BranchRef, ...]) -> str:
+    """The `X-Tx-Branches` header of these branches; empty for none."""
+    return ",".join(f"{ref.resource}:{ref.branch}" for ref in branches)
+
+
+def parse_branches(header: str) -> list[BranchRef]:
+    """The branches of an `X-Tx-Branches` header. Raises ValueError when it is malformed."""
+    refs = []
+    for item in filter(None, (part.strip() for part in header.split(","))):
+        resource, colon, branch = item.rpartition(":")
+        if not colon or not resource:
+            raise ValueError(f"{item!r} is not a branch (resource:uuid)")
+        refs.append(BranchRef(resource, UUID(branch)))
+    return refs

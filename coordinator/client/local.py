@@ -1,0 +1,180 @@
+"""Local transactions on whatever the application has: a SQLAlchemy session or engine, an asyncpg connection or pool.
+
+All of them look the same to the branch: begin (entering the branch on the way), the thing to work with, keep an
+answer, commit, roll back. SQLAlchemy is imported only when an object of it is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import asyncpg
+from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.pool import PoolConnectionProxy
+
+from coordinator.client.connections import ENDED_INSIDE
+from coordinator.protocol.errors import BranchRefused
+
+if TYPE_CHECKING:
+    pass
+
+CLEAN_UP_TIMEOUT_S = 5.0
+"""How long a local rollback may take before its connection is left to its pool to drop."""
+
+WRITTEN_BEFORE = "this local transaction has written before the branch was opened; those writes could not be undone"
+
+T = TypeVar("T")
+
+
+class LocalTransaction(Protocol):
+    """One local transaction. Made by `local_transaction`, used once."""
+
+    @property
+    def target(self) -> Any:
+        """What the application works with: the AsyncSession or the asyncpg connection."""
+        ...
+
+    async def begin(self, enter: str | None) -> None:
+        """Starts it; `enter` is the statement that enters a branch, sent with BEGIN or as a statement of its own.
+
+        A session sends BEGIN only with its first statement. Raises BranchRefused.
+        """
+        ...
+
+    async def prepare(self, keep: str | None) -> None:
+        """Sends what is not sent yet; `keep` is the statement that keeps an answer, folded into COMMIT where possible.
+
+        Raises BranchRefused when the transaction was ended inside the branch.
+        """
+        ...
+
+    async def commit(self) -> bool:
+        """Commits; True when the branch was entered. False: no statement ran, so there is no branch."""
+        ...
+
+    async def rollback(self) -> bool:
+        """Rolls back; False when the application had ended the branch's transaction itself, so it may be committed.
+
+        Never raises for a connection that is gone.
+        """
+        ...
+
+
+@asynccontextmanager
+async def local_transaction(target: Any) -> AsyncIterator[LocalTransaction]:
+    """A local transaction on `target`; sessions and connections taken from an engine or pool are given back.
+
+    Raises TypeError for a target of another kind.
+    """
+    if isinstance(target, asyncpg.Pool):
+        pool: Any = target
+        connection = await pool.acquire()
+        try:
+            yield AsyncpgTransaction(connection)
+        finally:
+            await sheltered(pool.release(connection, timeout=CLEAN_UP_TIMEOUT_S))
+    elif isinstance(target, asyncpg.Connection | PoolConnectionProxy):
+        yield AsyncpgTransaction(target)
+    elif type(target).__module__.startswith("sqlalchemy.") or is_sqlalchemy(target):
+        from coordinator.client.sessions import session_transaction
+
+        async with session_transaction(target) as local:
+            yield local
+    else:
+        raise TypeError(
+            f"a branch needs an AsyncSession, an AsyncEngine, an asyncpg connection or pool, or a Resource, "
+            f"not {type(target).__name__}"
+        )
+
+
+def is_sqlalchemy(target: object) -> bool:
+    """Whether `target` is an AsyncSession or AsyncEngine, or of a class made of one."""
+    return any(base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(target).__mro__)
+
+
+class AsyncpgTransaction:
+    """A local transaction on a bare asyncpg connection, BranchConnection or not."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._folds = folds(connection)
+        self._transaction: Any = None
+        self._entered = False
+
+    @property
+    def target(self) -> Any:
+        """The connection."""
+        return self._connection
+
+    async def begin(self, enter: str | None) -> None:
+        """Sends BEGIN at once, with `enter` folded in where the connection can."""
+        if self._connection.is_in_transaction():
+            raise BranchRefused("the connection is in a transaction already; a branch is a whole local transaction")
+        self._transaction = self._connection.transaction()
+        if enter is None:
+            await self._transaction.start()
+            return
+        if self._folds:
+            self._connection.fold_enter(enter)
+            await self._transaction.start()
+        else:
+            await self._transaction.start()
+            await self._connection.execute(enter)
+        self._entered = True
+
+    async def prepare(self, keep: str | None) -> None:
+        """Folds `keep` into COMMIT or runs it at once."""
+        if not self._connection.is_in_transaction():
+            raise BranchRefused(ENDED_INSIDE)
+        if keep is None:
+            return
+        if self._folds:
+            self._connection.fold_keep(keep)
+        else:
+            await self._connection.execute(keep)
+
+    async def commit(self) -> bool:
+        """Commits."""
+        await self._transaction.commit()
+        if self._folds:
+            self._connection.unfold()
+        return self._entered
+
+    async def rollback(self) -> bool:
+        """Rolls back what is open."""
+        if self._folds:
+            self._entered = self._connection.unfold()
+        if self._connection.is_closed():
+            return True
+        if not self._connection.is_in_transaction():
+            return not self._entered
+        await sheltered(self._undo())
+        return True
+
+    async def _undo(self) -> None:
+        try:
+            await self._transaction.rollback()
+        except (PostgresError, InterfaceError, OSError):
+            self._connection.terminate()
+
+
+def folds(connection: Any) -> bool:
+    """Whether a connection (or the one behind a pool's proxy) is a BranchConnection.
+
+    Not by isinstance: asyncpg's metaclass calls every connection an instance of every class of connections.
+    """
+    return hasattr(connection, "fold_enter")
+
+
+async def sheltered(work: Awaitable[T]) -> T | None:
+    """Runs clean-up to its end even when the caller is cancelled meanwhile; bounded by CLEAN_UP_TIMEOUT_S."""
+    task = asyncio.ensure_future(work)
+    try:
+        async with asyncio.timeout(CLEAN_UP_TIMEOUT_S):
+            return await asyncio.shield(task)
+    except TimeoutError:
+        task.cancel()
+        return None

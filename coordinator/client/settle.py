@@ -1,0 +1,270 @@
+"""The settle loop: a resource finds out what became of its branches, and follows.
+
+Three tasks a resource. *Following* does what somebody brought news of (the transaction that just ended here, a
+nudge, a blocked branch), in batches. *Sweeping* is the safety net: whoever holds the lease asks the coordinator
+about every branch that is still open; it is also recovery, orphan scan, and the return after a day away.
+*Confirming* tells the coordinator. All of them survive the database and the coordinator being away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import timedelta
+from random import Random
+from uuid import UUID
+
+import structlog
+from asyncpg.exceptions import InterfaceError, PostgresError
+
+from coordinator import resource as at
+from coordinator.client.backoff import backoff_s
+from coordinator.client.phase_two import SettleConnections, follow_commits, follow_rollback, is_decided
+from coordinator.client.transport import Transport
+from coordinator.protocol.errors import CoordinatorError, CoordinatorUnavailable
+from coordinator.protocol.ids import ResourceName
+from coordinator.protocol.messages import MESSAGES_MAX, Ask, Confirm, Outcome, Settle
+from coordinator.protocol.statuses import Decision
+
+FOLLOW_BATCH_MAX = 200
+"""Transactions that are forgotten in one call."""
+
+FOLLOW_LINGER_S = 0.002
+"""How long the first of a batch of commits waits for company. Their rows stay locked for so long."""
+
+UNDOS_AT_ONCE_MAX = 2
+"""Rollbacks that run at the same time in one resource."""
+
+UNDO_TRIES_MAX = 4
+UNDO_BASE_S = 0.01
+UNDO_CAP_S = 0.5
+"""Tries of an undo that met a concurrent writer, and the back-off between them; the sweep goes on after that."""
+
+SWEEP_INTERVAL_S = 1.0
+"""Pause between two sweeps of one process."""
+
+SWEEP_BATCH_MAX = 500
+"""Transactions that one sweep asks about."""
+
+SWEEP_CAP_S = 5.0
+"""The longest pause between sweeps while the database or the coordinator is away."""
+
+LEASE_TTL_S = 5.0
+"""How long the lease of the sweep lasts when its holder dies."""
+
+PURGE_INTERVAL_S = 60.0
+"""Pause between two purges of settled branch rows."""
+
+PURGE_GRACE_S = 3600.0
+"""How long after its transaction's deadline a settled branch row stays, to recognise what comes late."""
+
+CONFIRMS_MAX = 10_000
+"""Confirmations that may queue; when more come the oldest go, and the coordinator asks again by a nudge."""
+
+CONFIRM_BASE_S = 0.1
+CONFIRM_CAP_S = 10.0
+"""Back-off of confirmations while no coordinator answers."""
+
+RECENT_MAX = 10_000
+"""Settled transactions that are remembered, so that the same news twice costs no second call."""
+
+_log = structlog.get_logger("coordinator.client.settle")
+
+DATABASE_AWAY = (PostgresError, InterfaceError, OSError, TimeoutError)
+"""What talking to a database can raise when it is away, restarting, or busy."""
+
+
+class Settler:
+    """Phase two of one resource in this process. `run` does the work; everything else hands it some."""
+
+    def __init__(
+        self,
+        resource: ResourceName,
+        connections: SettleConnections,
+        transport: Transport,
+        *,
+        owner: str,
+        dice: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resource = resource
+        self._connections = connections
+        self._transport = transport
+        self._owner = owner
+        self._dice = dice
+        self._clock = clock
+        self._news: OrderedDict[UUID, tuple[Settle, asyncio.Future[Confirm]]] = OrderedDict()
+        self._running: dict[UUID, asyncio.Future[Confirm]] = {}
+        self._recent: OrderedDict[UUID, Confirm] = OrderedDict()
+        self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
+        self._news_wake = asyncio.Event()
+        self._sweep_wake = asyncio.Event()
+        self._confirm_wake = asyncio.Event()
+        self._undo_slots = asyncio.Semaphore(UNDOS_AT_ONCE_MAX)
+        self._purge_at = 0.0
+
+    def follow_soon(self, settle: Settle) -> asyncio.Future[Confirm]:
+        """Brings the news of a decision; returns what becomes of it. A failure is logged and left to the sweep."""
+        recent = self._recent.get(settle.xid)
+        if recent is not None:
+            done: asyncio.Future[Confirm] = asyncio.get_running_loop().create_future()
+            done.set_result(recent)
+            return done
+        if settle.xid in self._running:
+            return self._running[settle.xid]
+        future: asyncio.Future[Confirm] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieve)
+        self._running[settle.xid] = future
+        self._news[settle.xid] = (settle, future)
+        self._news_wake.set()
+        return future
+
+    async def follow(self, settle: Settle) -> Confirm:
+        """Follows a decision now, whatever is remembered, and waits for it: somebody has just met rows of it here.
+
+        Raises asyncpg's errors when the database is away.
+        """
+        self._recent.pop(settle.xid, None)
+        return await asyncio.shield(self.follow_soon(settle))
+
+    def sweep_soon(self) -> None:
+        """Makes the next sweep come now."""
+        self._sweep_wake.set()
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for work in (self._follow_for_ever(tasks), self._sweep_for_ever(), self._confirm_for_ever()):
+                    tasks.create_task(work)
+        finally:
+            for future in self._running.values():
+                if not future.done():
+                    future.set_exception(CoordinatorUnavailable("the settle loop was stopped"))
+            self._running.clear()
+            self._news.clear()
+            await self._connections.close()
+
+    # Following
+
+    async def _follow_for_ever(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._news_wake.wait()
+            self._news_wake.clear()
+            await asyncio.sleep(FOLLOW_LINGER_S)
+            while self._news:
+                count = min(len(self._news), FOLLOW_BATCH_MAX)
+                batch = [self._news.popitem(last=False)[1] for _ in range(count)]
+                commits = [(settle, future) for settle, future in batch if settle.decision == Decision.COMMITTED]
+                for settle, future in batch:
+                    if settle.decision == Decision.ROLLED_BACK:
+                        tasks.create_task(self._follow_rollback(settle.xid, future))
+                if commits:
+                    await self._follow_commits(commits)
+
+    async def _follow_commits(self, batch: list[tuple[Settle, asyncio.Future[Confirm]]]) -> None:
+        try:
+            async with self._connections.acquire() as connection:
+                confirms = await follow_commits(connection, self._resource, [settle for settle, _ in batch])
+        except DATABASE_AWAY as error:
+            for settle, future in batch:
+                self._finish(settle.xid, future, error)
+            self._sweep_wake.set()
+            return
+        for (settle, future), confirm in zip(batch, confirms, strict=True):
+            self._finish(settle.xid, future, confirm)
+
+    async def _follow_rollback(self, xid: UUID, future: asyncio.Future[Confirm]) -> None:
+        for attempt in range(UNDO_TRIES_MAX):
+            if attempt:
+                await asyncio.sleep(backoff_s(attempt, UNDO_BASE_S, UNDO_CAP_S, self._dice))
+            try:
+                async with self._undo_slots, self._connections.acquire() as connection:
+                    self._finish(xid, future, await follow_rollback(connection, self._resource, xid))
+                return
+            except DATABASE_AWAY as error:
+                failure: Exception = error
+        _log.warning("undo.postponed", resource=self._resource, xid=str(xid), error=repr(failure))
+        self._finish(xid, future, failure)
+
+    def _finish(self, xid: UUID, future: asyncio.Future[Confirm], result: Confirm | Exception) -> None:
+        self._running.pop(xid, None)
+        if isinstance(result, Confirm):
+            self._recent[xid] = result
+            if len(self._recent) > RECENT_MAX:
+                self._recent.popitem(last=False)
+            self._confirms.append(result)
+            self._confirm_wake.set()
+            if not future.done():
+                future.set_result(result)
+        elif not future.done():
+            future.set_exception(result)
+
+    # Sweeping
+
+    async def _sweep_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._sweep()
+                failures = 0
+            except (*DATABASE_AWAY, CoordinatorError) as error:
+                if failures == 0:
+                    _log.warning("sweep.failed", resource=self._resource, error=repr(error))
+                failures += 1
+            pause_s = backoff_s(failures, SWEEP_INTERVAL_S, SWEEP_CAP_S, self._dice)
+            self._sweep_wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._sweep_wake.wait()
+
+    async def _sweep(self) -> None:
+        async with self._connections.acquire() as connection:
+            if not await at.claim(connection, self._owner, timedelta(seconds=LEASE_TTL_S)):
+                return
+            unsettled = await at.unsettled(connection, SWEEP_BATCH_MAX)
+            if self._clock() >= self._purge_at:
+                await at.purge(connection, timedelta(seconds=PURGE_GRACE_S))
+                self._purge_at = self._clock() + PURGE_INTERVAL_S
+        questions = [
+            Ask(UUID(int=one.xid.int), int(one.deadline.timestamp() * 1000), self._resource)
+            for one in unsettled
+            if one.xid not in self._running
+        ]
+        following = []
+        for start in range(0, len(questions), MESSAGES_MAX):
+            for answer in await self._transport.converse(questions[start : start + MESSAGES_MAX]):
+                if isinstance(answer, Outcome) and is_decided(answer.decision):
+                    # Here it is open: what is remembered of it is older than this branch (a late phase one).
+                    self._recent.pop(answer.xid, None)
+                    following.append(self.follow_soon(Settle(answer.xid, answer.decision, answer.branches)))
+        if following:
+            await asyncio.wait(following)
+
+    # Confirming
+
+    async def _confirm_for_ever(self) -> None:
+        failures = 0
+        while True:
+            await self._confirm_wake.wait()
+            self._confirm_wake.clear()
+            while self._confirms:
+                batch = [self._confirms.popleft() for _ in range(min(len(self._confirms), MESSAGES_MAX))]
+                try:
+                    await self._transport.converse(batch)
+                    failures = 0
+                except CoordinatorError as error:
+                    if failures == 0:
+                        _log.warning("confirm.failed", resource=self._resource, error=repr(error))
+                    failures += 1
+                    self._confirms.extendleft(reversed(batch))
+                    await asyncio.sleep(backoff_s(failures, CONFIRM_BASE_S, CONFIRM_CAP_S, self._dice))
+
+
+def _retrieve(future: asyncio.Future[Confirm]) -> None:
+    """Looks at a failure that nobody waits for, so that the loop does not report it as never retrieved."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,303 @@
+"""How the client speaks to the coordinator: coalesced, over whichever replica answers, with named limits.
+
+Three ways, so that nothing waits for something slower than itself:
+
+* *decisions to commit* share a lane with one batch in flight; what is said meanwhile travels in the next one;
+* *hints* (Begin, Register) share another lane, sent after a moment; a decision takes those of its own
+  transaction out of the lane, because it says all that they would have said;
+* *rollbacks, questions, confirmations and waits* have calls of their own: the coordinator may hold a rollback
+  until the resources have undone it, and a commit must not queue behind that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from types import TracebackType
+from uuid import UUID
+
+import aiohttp
+import msgspec
+import structlog
+
+from coordinator.client.backoff import backoff_s
+from coordinator.protocol.errors import CallerRefused, CoordinatorError, CoordinatorUnavailable, OutcomeUnknown
+from coordinator.protocol.messages import (
+    MESSAGES_MAX,
+    Announce,
+    Answer,
+    Begin,
+    Decide,
+    Outcome,
+    Refused,
+    Register,
+    Request,
+    Wait,
+    WaitAnswer,
+)
+from coordinator.protocol.tokens import TokenMaker
+
+AUDIENCE = "coordinator"
+"""The reader that tokens for the coordinator are made for."""
+
+POST_TIMEOUT_S = 5.0
+"""How long one replica may take for one list of messages before the next replica is tried."""
+
+CONNECT_TIMEOUT_S = 1.0
+"""How long opening a connection to one replica may take."""
+
+WAIT_MARGIN_S = 5.0
+"""What a long poll may take beyond the time that it asked for."""
+
+CONNECTIONS_MAX = 256
+"""Connections to the coordinator; each blocked branch holds one while it waits."""
+
+HINTS_MAX = 2_000
+"""Hints that may queue; further ones are dropped, which costs only speed in a rollback."""
+
+HINT_LINGER_S = 0.05
+"""How long a hint waits for company, or for its decision to make it needless."""
+
+ASKS_MAX = 10_000
+"""Decisions that may queue in one process; a further one is refused as CoordinatorUnavailable."""
+
+RETRY_BASE_S = 0.02
+RETRY_CAP_S = 1.0
+"""Back-off between two tries to reach any replica."""
+
+_log = structlog.get_logger("coordinator.client.transport")
+_requests_encoder = msgspec.json.Encoder()
+_answers_decoder = msgspec.json.Decoder(list[Answer])
+_wait_decoder = msgspec.json.Decoder(WaitAnswer)
+
+
+@dataclass(eq=False)
+class _Said:
+    request: Request
+    answer: asyncio.Future[Answer]
+
+
+class Transport:
+    """One process's way to the coordinator. Use inside `async with`; all methods belong to that event loop."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        tokens: TokenMaker | None,
+        *,
+        clock: Callable[[], float] = time.time,
+        dice: Random,
+    ) -> None:
+        if not urls:
+            raise ValueError("a coordinator needs at least one URL")
+        self._urls = [url.rstrip("/") for url in urls]
+        self._preferred = 0
+        self._tokens = tokens
+        self._clock = clock
+        self._dice = dice
+        self._http: aiohttp.ClientSession | None = None
+        self._said: deque[_Said] = deque()
+        self._said_wake = asyncio.Event()
+        self._hints: dict[UUID, list[Begin | Register]] = {}
+        self._hint_count = 0
+        self._hint_wake = asyncio.Event()
+        self._lanes: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Transport:
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+        )
+        self._lanes = [
+            asyncio.create_task(self._decision_lane(), name="coordinator-decisions"),
+            asyncio.create_task(self._hint_lane(), name="coordinator-hints"),
+        ]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        while self._said:
+            self._fail(self._said.popleft(), CoordinatorUnavailable("the coordinator client was closed"))
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    def hint(self, request: Begin | Register) -> None:
+        """Says something that may be lost, some time soon. Never waits, never fails."""
+        if self._http is None or self._hint_count >= HINTS_MAX:
+            return
+        self._hints.setdefault(request.xid, []).append(request)
+        self._hint_count += 1
+        self._hint_wake.set()
+
+    async def commit(self, request: Decide, until_s: float) -> Outcome:
+        """Sends a decision to commit until somebody answers, at most until the clock says `until_s`.
+
+        Repeating is harmless: the first decision wins. Raises OutcomeUnknown when no answer came in time,
+        CoordinatorUnavailable when nothing was ever sent, CallerRefused when the coordinator does not let us in.
+        """
+        self._drop_hints(request.xid)
+        if self._http is None or len(self._said) >= ASKS_MAX:
+            raise CoordinatorUnavailable("the coordinator client is not open, or its queue is full")
+        attempt = 0
+        while True:
+            said = _Said(request, asyncio.get_running_loop().create_future())
+            self._said.append(said)
+            self._said_wake.set()
+            left_s = until_s - self._clock()
+            try:
+                async with asyncio.timeout(max(left_s, POST_TIMEOUT_S if attempt == 0 else 0.0)):
+                    return _outcome(await said.answer)
+            except TimeoutError:
+                raise OutcomeUnknown(_unknown(request)) from None
+            except CoordinatorUnavailable as error:
+                pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, self._dice)
+                if self._http is None or self._clock() + pause_s >= until_s:
+                    raise OutcomeUnknown(_unknown(request)) from error
+            attempt += 1
+            await asyncio.sleep(pause_s)
+
+    async def rollback(self, request: Decide, until_s: float) -> Outcome:
+        """Sends a decision to roll back in a call of its own; the answer comes when the resources have undone it.
+
+        Raises CoordinatorUnavailable when nobody answered until `until_s`: presumed abort does the rest.
+        """
+        self._drop_hints(request.xid)
+        attempt = 0
+        while True:
+            try:
+                [answer] = await self.converse([request])
+                return _outcome(answer)
+            except CoordinatorUnavailable:
+                pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, self._dice)
+                if self._clock() + pause_s >= until_s:
+                    raise
+            attempt += 1
+            await asyncio.sleep(pause_s)
+
+    async def converse(self, requests: Sequence[Request]) -> list[Answer]:
+        """Sends a list (at most MESSAGES_MAX) in a call of its own, once to each replica until one answers.
+
+        Raises CoordinatorUnavailable, CallerRefused.
+        """
+        body = await self._post("/v1/messages", _requests_encoder.encode(list(requests)), POST_TIMEOUT_S)
+        return _answers_of(body, len(requests))
+
+    async def wait(self, request: Wait) -> WaitAnswer:
+        """Waits at the coordinator for the holder's decision. Raises CoordinatorUnavailable, CallerRefused."""
+        timeout_s = request.wait_ms / 1000 + WAIT_MARGIN_S
+        body = await self._post("/v1/wait", _requests_encoder.encode(request), timeout_s)
+        try:
+            return _wait_decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise CoordinatorUnavailable(f"the coordinator answered a wait with something else: {error}") from error
+
+    async def announce(self, request: Announce) -> None:
+        """Says where a resource can be nudged. Raises CoordinatorUnavailable, CallerRefused."""
+        await self._post("/v1/resources", _requests_encoder.encode(request), POST_TIMEOUT_S)
+
+    def _drop_hints(self, xid: UUID) -> None:
+        self._hint_count -= len(self._hints.pop(xid, ()))
+
+    @staticmethod
+    def _fail(said: _Said, error: Exception) -> None:
+        if not said.answer.done():
+            said.answer.set_exception(error)
+
+    async def _decision_lane(self) -> None:
+        while True:
+            await self._said_wake.wait()
+            self._said_wake.clear()
+            while self._said:
+                taken = (self._said.popleft() for _ in range(min(len(self._said), MESSAGES_MAX)))
+                batch = [said for said in taken if not said.answer.done()]
+                if batch:
+                    await self._send(batch)
+
+    async def _send(self, batch: list[_Said]) -> None:
+        try:
+            answers = await self.converse([said.request for said in batch])
+        except CoordinatorError as error:
+            for said in batch:
+                self._fail(said, error)
+        except asyncio.CancelledError:
+            for said in batch:
+                self._fail(said, CoordinatorUnavailable("the coordinator client was closed"))
+            raise
+        else:
+            for said, answer in zip(batch, answers, strict=True):
+                if not said.answer.done():
+                    said.answer.set_result(answer)
+
+    async def _hint_lane(self) -> None:
+        while True:
+            await self._hint_wake.wait()
+            await asyncio.sleep(HINT_LINGER_S)
+            self._hint_wake.clear()
+            batch: list[Request] = [hint for hints in self._hints.values() for hint in hints]
+            self._hints.clear()
+            self._hint_count = 0
+            for start in range(0, len(batch), MESSAGES_MAX):
+                # A hint that is lost is lost: decisions and deadlines do not depend on it.
+                with contextlib.suppress(CoordinatorError):
+                    await self.converse(batch[start : start + MESSAGES_MAX])
+
+    async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
+        http = self._http
+        if http is None:
+            raise CoordinatorUnavailable("the coordinator client is not open; enter it with `async with coordinator:`")
+        headers = {"Content-Type": "application/json"}
+        if self._tokens is not None:
+            headers["Authorization"] = f"Bearer {self._tokens.token_for(AUDIENCE)}"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        problems = []
+        first = self._preferred
+        for turn in range(len(self._urls)):
+            index = (first + turn) % len(self._urls)
+            url = self._urls[index] + path
+            try:
+                async with http.post(url, data=body, headers=headers, timeout=timeout) as response:
+                    answer = await response.read()
+                    if response.status in (200, 201, 202, 204):
+                        return answer
+                    if response.status in (401, 403):
+                        raise CallerRefused(f"the coordinator at {url} refused us: {answer[:300]!r}")
+                    if 400 <= response.status < 500 and response.status not in (404, 408, 425, 429):
+                        raise CoordinatorError(f"the coordinator refused it ({response.status}): {answer[:300]!r}")
+                    problems.append(f"{url}: status {response.status}")
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                problems.append(f"{url}: {type(error).__name__} {error}".rstrip())
+            if self._preferred == index:
+                self._preferred = (index + 1) % len(self._urls)
+        raise CoordinatorUnavailable("no coordinator replica answered: " + "; ".join(problems))
+
+
+def _answers_of(body: bytes, expected: int) -> list[Answer]:
+    try:
+        answers = _answers_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise CoordinatorUnavailable(f"the coordinator answered with something else: {error}") from error
+    if len(answers) != expected:
+        raise CoordinatorUnavailable(f"the coordinator gave {len(answers)} answers to {expected} messages")
+    return answers
+
+
+def _outcome(answer: Answer) -> Outcome:
+    match answer:
+        case Outcome():
+            return answer
+        case Refused():
+            raise CoordinatorError(f"the coordinator refused a decision: {answer.message}")
+        case _:
+            raise CoordinatorError(f"the coordinator answered a decision with {type(answer).__name__}")
+
+
+def _unknown(request: Decide) -> str:
+    return f"the commit of {request.xid} was sent, but no coordinator answered in time; it may be either"

@@ -1,0 +1,159 @@
+"""The SQL functions of schema ``at`` as typed calls on an asyncpg connection.
+
+Every function here is one round trip. None of them opens a transaction: `enter` and `keep` belong inside the
+branch's, the others are units of their own outside any. Errors are asyncpg's; `translate` names them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from coordinator.protocol.statuses import BranchState
+
+Connection = asyncpg.Connection | PoolConnectionProxy
+"""What every function here takes: a bare connection or one borrowed from a pool."""
+
+UNSETTLED_MAX = 1000
+"""Transactions that one call of `unsettled` returns at most."""
+
+PROBLEMS_MAX = 100
+"""Problems that a quarantined undo reports at most."""
+
+
+@dataclass(frozen=True)
+class UndoProblem:
+    """A row that undo could not restore. Images are JSON objects by column; None means that there is no row."""
+
+    table: str | None
+    key: dict[str, Any] | None
+    expected: Any
+    found: Any
+    error: str
+
+
+@dataclass(frozen=True)
+class UndoResult:
+    """How an undo ended: UNDONE with the number of undo rows settled, or QUARANTINED with the problems."""
+
+    state: BranchState
+    rows: int
+    problems: tuple[UndoProblem, ...]
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A transaction with open branches here; `deadline` is the latest of them."""
+
+    xid: UUID
+    branches: tuple[UUID, ...]
+    deadline: datetime
+
+
+@dataclass(frozen=True)
+class LockedRow:
+    """One global lock with its undo record. `branch_id` is None when several branches touched the row."""
+
+    table: str
+    key: dict[str, Any]
+    xid: UUID
+    branch_id: UUID | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+def enter_sql(xid: UUID, branch_id: UUID, deadline: datetime) -> str:
+    """The statement that makes the current local transaction a branch, for sending together with BEGIN.
+
+    Raises ValueError for a deadline without a time zone: the server would read it in its own.
+    """
+    if deadline.tzinfo is None:
+        raise ValueError(f"the deadline {deadline.isoformat()} has no time zone")
+    return f"SELECT at.enter('{UUID(int=xid.int)}', '{UUID(int=branch_id.int)}', '{deadline.isoformat()}'::timestamptz)"
+
+
+async def enter(connection: Connection, xid: UUID, branch_id: UUID, deadline: datetime) -> None:
+    """Makes the current local transaction the branch. AT002 past the deadline, AT003 repeated, AT004 rolled back."""
+    await connection.execute("SELECT at.enter($1, $2, $3)", xid, branch_id, deadline)
+
+
+async def keep(connection: Connection, result: object) -> None:
+    """Keeps `result` (anything that JSON can say) in the current branch's row, for a call that is repeated."""
+    await connection.execute("SELECT at.keep($1::text::jsonb)", json.dumps(result))
+
+
+async def forget(connection: Connection, xids: Sequence[UUID], branches: Sequence[UUID] | None = None) -> int:
+    """Phase two of a commit: drops undo rows of whole transactions, or of `branches` only. Counts the branches."""
+    count = await connection.fetchval(
+        "SELECT at.forget($1, $2)", list(xids), None if branches is None else list(branches)
+    )
+    return int(count)
+
+
+async def undo(connection: Connection, xid: UUID, branches: Sequence[UUID] | None = None) -> UndoResult:
+    """Phase two of a rollback: restores what `xid` (or `branches` of it) wrote. Waits for a phase one that runs.
+
+    Raises asyncpg's LockNotAvailableError (55P03) after five seconds of waiting and DeadlockDetectedError when it
+    met a plain writer badly; in both cases nothing has changed and the call may be repeated.
+    """
+    answer = json.loads(
+        await connection.fetchval("SELECT at.undo($1, $2)::text", xid, None if branches is None else list(branches))
+    )
+    problems = tuple(
+        UndoProblem(
+            table=problem["table"],
+            key=problem["key"],
+            expected=problem["expected"],
+            found=problem["found"],
+            error=problem["error"],
+        )
+        for problem in answer["problems"]
+    )
+    return UndoResult(BranchState(answer["state"]), int(answer["rows"]), problems)
+
+
+async def unsettled(connection: Connection, limit: int = UNSETTLED_MAX) -> list[Unsettled]:
+    """Transactions with open branches, the oldest first."""
+    rows = await connection.fetch("SELECT * FROM at.unsettled($1)", min(limit, UNSETTLED_MAX))
+    return [Unsettled(row["xid"], tuple(row["branches"]), row["deadline"]) for row in rows]
+
+
+async def states(connection: Connection, xid: UUID) -> dict[UUID, BranchState]:
+    """What this resource knows of the branches of `xid`; the all-zero id is the tombstone of the whole."""
+    rows = await connection.fetch("SELECT * FROM at.states($1)", xid)
+    return {row["branch_id"]: BranchState(row["state"]) for row in rows}
+
+
+async def locks(connection: Connection, xid: UUID | None = None) -> list[LockedRow]:
+    """All global locks here, or those of `xid`."""
+    rows = await connection.fetch(
+        "SELECT table_name, key::text, xid, branch_id, before::text, after::text FROM at.locks($1)", xid
+    )
+    return [
+        LockedRow(
+            table=row["table_name"],
+            key=json.loads(row["key"]),
+            xid=row["xid"],
+            branch_id=row["branch_id"],
+            before=None if row["before"] is None else json.loads(row["before"]),
+            after=None if row["after"] is None else json.loads(row["after"]),
+        )
+        for row in rows
+    ]
+
+
+async def purge(connection: Connection, grace: timedelta) -> int:
+    """Removes settled branch rows and tombstones whose deadline passed more than `grace` ago. Returns how many."""
+    return int(await connection.fetchval("SELECT at.purge($1)", grace))
+
+
+async def claim(connection: Connection, owner: str, ttl: timedelta) -> bool:
+    """Takes or renews the settle lease for `ttl`; False while somebody else holds it."""
+    return bool(await connection.fetchval("SELECT at.claim($1, $2)", owner, ttl))

@@ -1,0 +1,81 @@
+-- Phase one: how a local transaction becomes a branch, and how writers are refused.
+--
+-- Data model: see model.sql. These functions write at.branch and the settings at.xid and at.branch.
+-- SQLSTATEs: AT001 lock conflict, AT002 deadline passed, AT003 branch repeated, AT004 rolled back here,
+-- AT005 cannot be undone; 40001 for plain writers that meet a lock. DETAIL names the holder's xid.
+
+-- Makes this local transaction the branch. The shared advisory lock is what at.undo waits for: with it either
+-- undo sees this branch's row, or this function sees undo's tombstone; never neither.
+CREATE OR REPLACE FUNCTION at.enter(xid uuid, branch_id uuid, deadline timestamptz) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    mine constant text := nullif(current_setting('at.xid', true), '');
+    found_state smallint;
+    found_result jsonb;
+BEGIN
+    IF mine IS NOT NULL THEN
+        RAISE EXCEPTION 'this local transaction is a branch of global transaction % already', mine
+            USING ERRCODE = '25001';
+    END IF;
+    IF enter.deadline <= clock_timestamp() THEN
+        RAISE EXCEPTION 'the deadline % of global transaction % has passed', enter.deadline, enter.xid
+            USING ERRCODE = 'AT002';
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(uuid_hash_extended(enter.xid, 4716));
+    PERFORM FROM at.branch b WHERE b.xid = enter.xid AND b.branch_id = '00000000-0000-0000-0000-000000000000';
+    IF FOUND THEN
+        RAISE EXCEPTION 'global transaction % was rolled back here', enter.xid
+            USING ERRCODE = 'AT004', DETAIL = enter.xid::text;
+    END IF;
+    INSERT INTO at.branch (xid, branch_id, deadline) VALUES (enter.xid, enter.branch_id, enter.deadline)
+        ON CONFLICT ON CONSTRAINT branch_pkey DO NOTHING;
+    IF NOT FOUND THEN
+        SELECT b.state, b.result INTO found_state, found_result
+            FROM at.branch b WHERE b.xid = enter.xid AND b.branch_id = enter.branch_id;
+        RAISE EXCEPTION 'branch % of global transaction % was taken before', enter.branch_id, enter.xid
+            USING ERRCODE = 'AT003', DETAIL = found_state::text, HINT = coalesce(found_result::text, '');
+    END IF;
+    PERFORM set_config('at.xid', enter.xid::text, true), set_config('at.branch', enter.branch_id::text, true);
+END
+$$;
+
+-- Keeps an answer in the current branch's row, for a call that is repeated.
+CREATE OR REPLACE FUNCTION at.keep(result jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE at.branch b SET result = keep.result
+        WHERE b.xid = nullif(current_setting('at.xid', true), '')::uuid
+          AND b.branch_id = nullif(current_setting('at.branch', true), '')::uuid;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'at.keep outside a branch: call at.enter first' USING ERRCODE = '25001';
+    END IF;
+END
+$$;
+
+-- Raises the conflict of a writer with a row that global transaction `holder` locks: 40001 for a plain writer,
+-- whose retry loop knows it, AT001 for a branch. Declared to return the holder so that it fits into expressions.
+CREATE OR REPLACE FUNCTION at.refuse(relation text, holder uuid, what text DEFAULT 'row') RETURNS uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF coalesce(current_setting('at.xid', true), '') = '' THEN
+        RAISE EXCEPTION 'row locked by global transaction % (% of %)', holder, what, relation
+            USING ERRCODE = '40001', DETAIL = holder::text,
+                  HINT = 'Retry the transaction after the global transaction is settled.';
+    END IF;
+    RAISE EXCEPTION '% of % is locked by global transaction %', what, relation, holder
+        USING ERRCODE = 'AT001', DETAIL = holder::text;
+END
+$$;
+
+-- The guard of a table that is not managed. Its trigger fires inside branches only (see guard in registry.sql).
+CREATE OR REPLACE FUNCTION at.refuse_unmanaged() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION '% on table %.% inside a branch could not be undone', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = 'AT005',
+              DETAIL = 'The table is not managed.',
+              HINT = format('Manage it (SELECT at.manage(%L)), or exempt it if its rows may outlive a rollback (SELECT at.exempt_table(%1$L)).',
+                            TG_RELID::regclass);
+END
+$$;

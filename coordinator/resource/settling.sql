@@ -1,0 +1,177 @@
+-- Settling: the generated statements of phase two of a managed table.
+--
+-- Data model: see model.sql; at.managed keeps these texts. Parameters: $1 the xid, $2 the branches (NULL: all), $3 a
+-- limit of rows. Rows are put back in place where no unique value moves; the other touched keys are deleted and their
+-- before images inserted, so that swapped unique values need no order.
+
+-- The undo rows that a statement is about.
+CREATE OR REPLACE FUNCTION at.scope() RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'at_l.xid = $1 AND ($2 IS NULL OR at_l.branch_id = ANY ($2))';
+$$;
+
+CREATE OR REPLACE FUNCTION at.lock_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT count(*) FROM (SELECT FROM %s at_l JOIN %s at_t ON %s WHERE %s ORDER BY %s FOR UPDATE) at_x',
+        at.undo_table(relation), relation, at.key_match(relation, 'at_l', 'at_t'), at.scope(),
+        at.key_list(relation, 'at_t.%1$I'));
+$$;
+
+-- The row as it is now: its image, or NULL where there is none.
+CREATE OR REPLACE FUNCTION at.image_now(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('CASE WHEN at_t.%I IS NOT NULL THEN %s END',
+        (SELECT k.column_name FROM at.key(relation) k WHERE k.ordinal = 1), at.image(relation, 'at_t'));
+$$;
+
+-- One problem as jsonb; `expected` and `found` are SQL expressions.
+CREATE OR REPLACE FUNCTION at.problem(relation regclass, expected text, found text, error text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('jsonb_build_object(''table'', %L, ''key'', jsonb_build_object(%s), ''expected'', to_jsonb(%s), ''found'', to_jsonb(%s), ''error'', %L)',
+        relation::text, at.key_list(relation, '%1$L, at_l.%2$I'), expected, found, error);
+$$;
+
+CREATE OR REPLACE FUNCTION at.compare_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(
+        'SELECT jsonb_agg(at_x.problem) FROM (SELECT %s AS problem FROM (SELECT at_l.*, %s AS at__now FROM %s at_l LEFT JOIN %s at_t ON %s WHERE %s OFFSET 0) at_l WHERE NOT %s LIMIT $3) at_x',
+        at.problem(relation, 'at_l.after', 'at_l.at__now', 'the row was changed behind the triggers'), at.image_now(relation),
+        at.undo_table(relation), relation, at.key_match(relation, 'at_l', 'at_t'), at.scope(),
+        at.same_image('at_l.after', 'at_l.at__now'));
+$$;
+
+-- An update in place is possible when all unique indexes are over plain columns and no column resists (identity).
+-- Returns the further condition of a row, or NULL when the table allows none at all.
+CREATE OR REPLACE FUNCTION at.in_place_condition(relation regclass) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    unique_columns name[];
+BEGIN
+    IF at.stored_list(relation, '%1$I', false) IS NULL
+       OR EXISTS (SELECT FROM at.unique_indexes(relation) u WHERE NOT u.is_plain)
+       OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attidentity = 'a' AND NOT a.attisdropped
+                  AND NOT EXISTS (SELECT FROM at.key(relation) k WHERE k.column_name = a.attname)) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(DISTINCT a.attname) INTO unique_columns
+    FROM at.unique_indexes(relation) u JOIN pg_index i ON i.indexrelid = u.index_id
+    JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]);
+    IF unique_columns IS NULL THEN
+        RETURN 'true';
+    END IF;
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = ANY (unique_columns)
+               AND a.attgenerated <> '') THEN
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT format('record_image_eq(ROW(%s), ROW(%s))', string_agg(format('at_t.%I', c), ', '),
+                          string_agg(format('(at_l.before).%I', c), ', ')) FROM unnest(unique_columns) AS c);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION at.update_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN c IS NULL THEN 'SELECT WHERE $1 IS NULL AND $2 IS NULL AND false' ELSE format(
+        'UPDATE %s at_t SET %s FROM %s at_l WHERE %s AND %s AND at_l.before IS DISTINCT FROM NULL AND NOT %s AND %s',
+        relation, at.stored_list(relation, '%1$I = (at_l.before).%1$I', false), at.undo_table(relation),
+        at.key_match(relation, 'at_l', 'at_t'), at.scope(), at.same_image(at.image(relation, 'at_t'), 'at_l.before'), c) END
+    FROM at.in_place_condition(relation) AS c;
+$$;
+
+CREATE OR REPLACE FUNCTION at.delete_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('DELETE FROM %s at_t USING %s at_l WHERE %s AND %s AND NOT %s',
+        relation, at.undo_table(relation), at.key_match(relation, 'at_l', 'at_t'), at.scope(),
+        at.same_image(at.image(relation, 'at_t'), 'at_l.before'));
+$$;
+
+CREATE OR REPLACE FUNCTION at.insert_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s at_l WHERE %s AND at_l.before IS DISTINCT FROM NULL AND NOT EXISTS (SELECT FROM %s at_t WHERE %s)',
+        relation, at.stored_list(relation, '%1$I'), at.stored_list(relation, '(at_l.before).%1$I'),
+        at.undo_table(relation), at.scope(), relation, at.key_match(relation, 'at_l', 'at_t'));
+$$;
+
+-- What must hold once rows are restored, as conditions of a problem: none is missing, none that should be gone is
+-- there, and no foreign key is broken (their triggers are off in undo, and exempt tables know no locks).
+CREATE OR REPLACE FUNCTION at.verify_conditions(relation regclass) RETURNS TABLE (condition text, error text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('(at_l.before IS DISTINCT FROM NULL) <> EXISTS (SELECT FROM %s at_t WHERE %s)',
+                  relation, at.key_match(relation, 'at_l', 'at_t')), 'the restored row is not there'
+    UNION ALL
+    SELECT format('at_l.before IS DISTINCT FROM NULL AND %s AND NOT EXISTS (SELECT FROM %s at_p WHERE %s)',
+                  (SELECT string_agg(format('(at_l.before).%I IS NOT NULL', c), ' AND ') FROM unnest(f.child_columns) AS c),
+                  f.parent, at.fk_match('at_p.%I', f.parent_columns, '(at_l.before).%I', f.child_columns, f.equals)),
+           format('the restored row would break foreign key %s', f.name)
+    FROM at.foreign_keys() f WHERE f.child = verify_conditions.relation AND f.validated
+    UNION ALL
+    SELECT format('at_l.after IS DISTINCT FROM NULL AND NOT EXISTS (SELECT FROM %s at_t WHERE %s) AND EXISTS (SELECT FROM %s at_c WHERE %s)',
+                  relation,
+                  (SELECT string_agg(format('at_t.%1$I IS NOT DISTINCT FROM (at_l.after).%1$I', p), ' AND ')
+                   FROM unnest(f.parent_columns) AS p),
+                  f.child, at.fk_match('(at_l.after).%I', f.parent_columns, 'at_c.%I', f.child_columns, f.equals)),
+           format('a row of %s would lose what foreign key %s points at', f.child, f.name)
+    FROM at.foreign_keys() f WHERE f.parent = verify_conditions.relation;
+$$;
+
+CREATE OR REPLACE FUNCTION at.verify_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT jsonb_agg(at_x.problem) FROM (%s LIMIT $3) at_x', string_agg(format(
+        'SELECT %s AS problem FROM %s at_l WHERE %s AND %s',
+        at.problem(relation, 'at_l.before', 'at_l.after', v.error), at.undo_table(relation), at.scope(), v.condition),
+        ' UNION ALL '))
+    FROM at.verify_conditions(relation) v;
+$$;
+
+-- The columns of at.managed that are generated, in their order, for one table.
+CREATE OR REPLACE FUNCTION at.write_statements(p_relation regclass) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE at.managed SET
+        columns = at.column_names(p_relation),
+        lock_sql = at.lock_statement(p_relation),
+        compare_sql = at.compare_statement(p_relation),
+        update_sql = at.update_statement(p_relation),
+        delete_sql = at.delete_statement(p_relation),
+        insert_sql = at.insert_statement(p_relation),
+        verify_sql = at.verify_statement(p_relation),
+        drop_sql = format('DELETE FROM %s at_l WHERE %s', at.undo_table(p_relation), at.scope())
+    WHERE relation = p_relation;
+$$;
+
+-- Writes the functions that name every undo table: at.forget_rows and at.touched, static so that their plans are kept.
+CREATE OR REPLACE FUNCTION at.write_fleet_functions() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    header constant text := 'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS ';
+    deletes text;
+    partial_deletes text;
+    looks text;
+BEGIN
+    SELECT string_agg(format('    DELETE FROM at.%I WHERE xid = ANY (p_xids);', undo_table), E'\n' ORDER BY undo_table),
+           string_agg(format('    DELETE FROM at.%I WHERE xid = ANY (p_xids) AND (branch_id = ANY (p_branches) OR branch_id IS NULL AND xid <> ALL (p_shared));',
+                             undo_table), E'\n' ORDER BY undo_table),
+           string_agg(format('  IF EXISTS (SELECT FROM at.%I WHERE xid = p_xid) THEN found_tables := found_tables || %L::regclass; END IF;',
+                             undo_table, relation::text), E'\n' ORDER BY undo_table)
+        INTO deletes, partial_deletes, looks FROM at.managed;
+    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_rows(p_xids uuid[], p_branches uuid[], p_shared uuid[]) RETURNS void '
+        || header || quote_literal(format(E'\nBEGIN\n  IF p_branches IS NULL THEN\n%s\n  ELSE\n%s\n  END IF;\nEND\n',
+            coalesce(deletes, '    NULL;'), coalesce(partial_deletes, '    NULL;')));
+    EXECUTE 'CREATE OR REPLACE FUNCTION at.touched(p_xid uuid) RETURNS regclass[] '
+        || header || quote_literal(format(E'\nDECLARE\n  found_tables regclass[] := ''{}'';\nBEGIN\n%s\n  RETURN found_tables;\nEND\n', looks));
+    REVOKE ALL ON FUNCTION at.forget_rows(uuid[], uuid[], uuid[]), at.touched(uuid) FROM PUBLIC;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION at.locks(of_xid uuid DEFAULT NULL)
+RETURNS TABLE (table_name text, key jsonb, xid uuid, branch_id uuid, before jsonb, after jsonb)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    m at.managed;
+BEGIN
+    FOR m IN SELECT * FROM at.managed ORDER BY relation::text LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT %L, jsonb_build_object(%s), at_l.xid, at_l.branch_id, to_jsonb(at_l.before), to_jsonb(at_l.after) FROM at.%I at_l WHERE $1 IS NULL OR at_l.xid = $1',
+            m.relation::text, at.key_list(m.relation, '%1$L, at_l.%2$I'), m.undo_table) USING of_xid;
+    END LOOP;
+END
+$$;

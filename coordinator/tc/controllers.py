@@ -1,0 +1,185 @@
+"""The coordinator's HTTP: bodies in and out by msgspec, on the shortest way that Litestar has."""
+
+import asyncio
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import msgspec
+from litestar import MediaType, Request, Response, get, post
+from litestar.datastructures import State
+from litestar.handlers import BaseRouteHandler
+
+from coordinator.protocol import messages as wire
+from coordinator.protocol.statuses import Decision, Settlement
+from coordinator.tc import views
+from coordinator.tc.auth import CALLER
+from coordinator.tc.core.checks import NAME_LENGTH_MAX, problem_with
+from coordinator.tc.problems import Problem, bad_request
+from coordinator.tc.replica import Replica
+
+URL_LENGTH_MAX = 500
+PAGE_DEFAULT = 50
+
+T = TypeVar("T")
+HttpRequest = Request[Any, Any, State]
+
+_requests = msgspec.json.Decoder(list[wire.Request])
+_wait = msgspec.json.Decoder(wire.Wait)
+_announce = msgspec.json.Decoder(wire.Announce)
+_encoder = msgspec.json.Encoder()
+
+
+@post("/v1/messages", status_code=200)
+async def say(request: HttpRequest) -> Response[bytes]:
+    """A list of requests in, the list of their answers out."""
+    said = await _read(request, _requests)
+    if len(said) > wire.MESSAGES_MAX:
+        detail = f"{len(said)} messages came; send at most {wire.MESSAGES_MAX} in one list."
+        raise Problem(413, "too-many-messages", detail)
+    return _json(await _replica(request).messages(said, request.scope["state"][CALLER]))
+
+
+@post("/v1/wait", status_code=200)
+async def wait(request: HttpRequest) -> Response[bytes]:
+    """Held open until the holder or the waiter is decided, or the time is over."""
+    message = await _read(request, _wait)
+    if wrong := problem_with(message):
+        raise bad_request(f"The wait cannot be taken: {wrong}.")
+    left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watching = asyncio.create_task(_watch(request, left))
+    try:
+        return _json(await _replica(request).waits.wait(message, request.scope["state"][CALLER], left))
+    finally:
+        watching.cancel()
+
+
+@post("/v1/resources", status_code=204)
+async def announce(request: HttpRequest) -> None:
+    """Where a resource can be nudged, for as long as it says so again."""
+    message = await _read(request, _announce)
+    url = urlsplit(message.nudge_url)
+    if url.scheme not in ("http", "https") or not url.hostname or len(message.nudge_url) > URL_LENGTH_MAX:
+        shown = message.nudge_url[:URL_LENGTH_MAX]
+        raise bad_request(f"{shown!r} is no address to nudge; send an absolute http or https URL.")
+    if not 0 < len(message.resource) <= NAME_LENGTH_MAX or not message.resource.isprintable():
+        raise bad_request(f"The resource's name has to have 1 to {NAME_LENGTH_MAX} printable characters.")
+    replica, caller = _replica(request), request.scope["state"][CALLER]
+    other = await replica.store.announce(message.resource, message.nudge_url, caller)
+    if other is not None:
+        lapse_s = replica.limits.resource_lapse_s
+        raise Problem(
+            409,
+            "resource-taken",
+            f"{message.resource} belongs to {other}. Use another name, or wait until it is silent for {lapse_s:g} s.",
+        )
+    replica.nudger.announced(message.resource)
+
+
+@get("/v1/transactions")
+async def list_transactions(
+    request: HttpRequest,
+    decision: str | None = None,
+    settlement: str | None = None,
+    name: str | None = None,
+    limit: int = PAGE_DEFAULT,
+    cursor: str | None = None,
+) -> Response[bytes]:
+    """Transactions from the youngest on, by page."""
+    replica = _replica(request)
+    most = replica.limits.page_max
+    if not 1 <= limit <= most:
+        raise bad_request(f"limit is {limit}; send 1 to {most}.")
+    if name is not None and not name.isprintable():
+        raise bad_request("name has unprintable characters; send the name as it was begun.")
+    page = await views.page(
+        replica.store,
+        limit,
+        None if cursor is None else _uuid("cursor", cursor),
+        None if decision is None else Decision[_word("decision", decision, list(Decision.__members__))],
+        None if settlement is None else Settlement[_word("settlement", settlement, list(Settlement.__members__))],
+        name,
+    )
+    return _json(page)
+
+
+@get("/v1/transactions/{xid:str}")
+async def show_transaction(request: HttpRequest, xid: str) -> Response[bytes]:
+    """All that is known about one transaction."""
+    detail = await views.detail(_replica(request).store, _uuid("xid", xid))
+    if detail is None:
+        raise Problem(
+            404,
+            "not-found",
+            f"Nothing is known of {xid}: it was never begun, its hints were lost, or it ended long ago and was purged.",
+        )
+    return _json({**msgspec.structs.asdict(detail.transaction), "branches": detail.branches, "waits": detail.waits})
+
+
+@get("/v1/statistics")
+async def statistics(request: HttpRequest) -> Response[bytes]:
+    """What is not finished, over all replicas, and what this replica did since its start."""
+    replica = _replica(request)
+    body = {
+        **await views.counts(replica.store),
+        "replica": {"id": str(replica.replica_id), **replica.statistics()},
+    }
+    return _json(body)
+
+
+@get("/health")
+async def health() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "live"}
+
+
+@get("/ready")
+async def ready(request: HttpRequest) -> dict[str, str]:
+    """The store answers; else a 503 problem."""
+    await _replica(request).store.ping()
+    return {"status": "ready"}
+
+
+HANDLERS: tuple[BaseRouteHandler, ...] = (
+    say, wait, announce, list_transactions, show_transaction, statistics, health, ready,
+)  # fmt: skip
+
+
+def _replica(request: HttpRequest) -> Replica:
+    replica: Replica = request.app.state.replica
+    return replica
+
+
+async def _read(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(await request.body())
+    except msgspec.MsgspecError as error:
+        raise bad_request(f"The body cannot be read: {error}. The reference of the API shows every message.") from error
+
+
+def _json(body: object) -> Response[bytes]:
+    return Response(_encoder.encode(body), media_type=MediaType.JSON)
+
+
+def _uuid(what: str, text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise bad_request(f"{what} is {text!r}, which is no UUID.") from error
+
+
+def _word(what: str, text: str, words: list[str]) -> str:
+    """One of `words`, in any case, or its number."""
+    if text.isdecimal() and int(text) < len(words):
+        return words[int(text)]
+    if text.upper() in words:
+        return text.upper()
+    raise bad_request(f"{what} is {text!r}; send one of {', '.join(words)}.")
+
+
+async def _watch(request: HttpRequest, left: asyncio.Future[None]) -> None:
+    """Ends a wait when its caller hangs up: the wait must not be seen as part of a cycle any longer."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+    if not left.done():
+        left.set_result(None)

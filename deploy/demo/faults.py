@@ -1,0 +1,151 @@
+"""The scenes in which something goes wrong on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections import Counter
+from datetime import date, timedelta
+from typing import Any
+
+from deploy.demo.cast import Cast, tonight
+from deploy.demo.world import Answer, Failed, Person, difference, eventually
+
+Figures = dict[str, Any]
+RACERS = 50
+PLACES = 3
+BRANCH_TIMEOUT_S = 8.0
+
+
+async def failing_booking(cast: Cast) -> tuple[Figures, str]:
+    """The pet is elsewhere on one of the nights: nights and order were written, and are not there afterwards."""
+    owner, pet = cast.owner, cast.things["pet"]
+    first = tonight() + timedelta(days=60)
+    other = await cast.listing(cast.provider, f"另一个家 {secrets.token_hex(3)}", {"dog-M": 5})
+    kept = await cast.book(owner, (await cast.quote(owner, other, [pet], first, 1))["quote"])
+    clash = await cast.quote(owner, cast.things["listing"], [pet], first - timedelta(days=1), 3)
+    await cast.quiet()
+    before = await cast.databases.fingerprint()
+    answer = await owner.call("POST", "/api/orders", {"quote": clash["quote"]}, key=secrets.token_hex(16))
+    if answer.status != 409 or answer.body.get("code") != "pet-already-booked":
+        raise Failed(f"the clash was answered {answer.status} {answer.body} instead of 409 pet-already-booked")
+    waited_s = await cast.quiet()
+    changed = difference(before, await cast.databases.fingerprint())
+    if changed:
+        raise Failed(f"a failed booking changed {', '.join(changed)}")
+    cast.say(f"refused: {answer.body['detail']}")
+    cast.say(f"{len(before)} tables in {len(cast.databases.dsns)} databases were compared row by row.")
+    await owner.must("POST", f"/api/orders/{kept['order_id']}/cancel", {"reason": "示例结束"}, keyed=True)
+    figures = {"tables_compared": len(before), "tables_changed": 0, "code": "pet-already-booked", "settled_s": waited_s}
+    return figures, "Every table is as it was before; nothing of the failed booking is left."
+
+
+async def race_for_places(cast: Cast) -> tuple[Figures, str]:
+    """Fifty people at once for three places, first with the gate, then with Redlock switched off."""
+    listing = await cast.listing(cast.provider, f"抢手的家 {secrets.token_hex(3)}", {"dog-M": PLACES})
+    racers = await cast.many_approved("racer", RACERS)
+    pets = await asyncio.gather(*(cast.pet(person, "小跑") for person in racers))
+    cast.say(f"{RACERS} people with a dog each stand ready.")
+    first = tonight() + timedelta(days=10)
+    figures: Figures = {"racers": RACERS, "places": PLACES}
+    figures["with_redlock"] = await _race(cast, listing, racers, pets, first)
+    await cast.system.restart_with({"PAWSTAY_REDLOCK": "off"})
+    try:
+        figures["without_redlock"] = await _race(cast, listing, racers, pets, first + timedelta(days=7))
+    finally:
+        await cast.system.restart_with({})
+    return figures, f"{RACERS} at once for {PLACES} places: exactly {PLACES} booked, with Redlock and without."
+
+
+async def _race(cast: Cast, listing: str, racers: list[Person], pets: list[str], first: date) -> Figures:
+    quotes = await asyncio.gather(
+        *(cast.quote(person, listing, [pet], first, 2) for person, pet in zip(racers, pets, strict=True))
+    )
+    answers = await asyncio.gather(
+        *(_book_with_patience(person, quote["quote"]) for person, quote in zip(racers, quotes, strict=True))
+    )
+    codes = Counter(str(a.status) if a.status == 201 else str(a.body.get("code")) for a in answers)
+    await cast.quiet()
+    rows = await cast.databases.rows(
+        "capacity",
+        "SELECT night, total, held, booked FROM nights WHERE listing_id = $1::uuid AND night >= $2 AND night < $3",
+        listing,
+        first,
+        first + timedelta(days=2),
+    )
+    taken = {row["held"] + row["booked"] for row in rows}
+    if codes["201"] != PLACES or taken != {PLACES} or len(rows) != 2:
+        raise Failed(f"{codes['201']} bookings succeeded, nights have {sorted(taken)} taken; answers: {dict(codes)}")
+    cast.say(f"answers: {dict(codes)}; each night has {PLACES} of {PLACES} taken.")
+    return dict(codes)
+
+
+async def _book_with_patience(person: Person, quote: str) -> Answer:
+    """Repeats with the same key while the answer is to come back later, as a good client does."""
+    key = secrets.token_hex(16)
+    for _ in range(30):
+        answer = await person.call("POST", "/api/orders", {"quote": quote}, key=key)
+        busy = answer.status in (429, 503) or answer.body.get("code") in ("lock-busy", "idempotency-in-flight")
+        if not busy:
+            return answer
+        await asyncio.sleep(0.5)
+    return answer
+
+
+async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
+    """The coordinator stops hearing, the branches are done, it dies; a new one decides what is left."""
+    owner, pet = cast.owner, cast.things["pet"]
+    first = tonight() + timedelta(days=90)
+    quote = await cast.quote(owner, cast.things["listing"], [pet], first, 2)
+    await cast.quiet()
+    pid = cast.system.coordinator_pid()
+    os.kill(pid, signal.SIGSTOP)
+    key = secrets.token_hex(16)
+    booking = asyncio.ensure_future(owner.call("POST", "/api/orders", {"quote": quote["quote"]}, key=key))
+    open_rows: dict[str, int] = {}
+
+    async def branches_are_open() -> bool:
+        nonlocal open_rows
+        open_rows = await cast.databases.locks()
+        return {"capacity", "pet"} <= set(open_rows)
+
+    try:
+        await eventually(branches_are_open, "branches are done and undecided", timeout_s=BRANCH_TIMEOUT_S)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    cast.say(f"coordinator {pid} killed with undecided rows in {', '.join(sorted(open_rows))}.")
+    answer = await booking
+    settled_s = await cast.quiet()
+    answer = await _same_again(owner, quote["quote"], key, answer)
+    orders = 0
+    for name in cast.databases.dsns:
+        if name.startswith("order@"):
+            found = await cast.databases.rows(
+                name, "SELECT 1 FROM orders WHERE owner_id = $1::uuid AND check_in = $2", owner.user_id, first
+            )
+            orders += len(found)
+    held = await cast.databases.rows(
+        "capacity",
+        "SELECT held FROM nights WHERE listing_id = $1::uuid AND night >= $2 AND night < $3 AND held > 0",
+        cast.things["listing"],
+        first,
+        first + timedelta(days=2),
+    )
+    if answer.status != 201 or orders != 1 or len(held) != 2:
+        raise Failed(f"answer {answer.status} {answer.body}, {orders} orders, {len(held)} nights held")
+    await owner.must("POST", f"/api/orders/{answer.body['order_id']}/cancel", {"reason": "示例结束"}, keyed=True)
+    cast.say(f"the new coordinator took over; {answer.body['order_id']} stands once, settled after {settled_s} s.")
+    figures = {"undecided_rows_at_kill": open_rows, "settled_s": settled_s, "orders": orders}
+    return figures, "One booking, one order, its nights held once; nothing stuck."
+
+
+async def _same_again(owner: Person, quote: str, key: str, answer: Answer) -> Answer:
+    """A caller that got no clear answer repeats with the same key, and gets one booking."""
+    for _ in range(60):
+        if answer.status == 201:
+            return answer
+        await asyncio.sleep(1)
+        answer = await owner.call("POST", "/api/orders", {"quote": quote}, key=key)
+    return answer

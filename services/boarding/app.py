@@ -1,0 +1,25 @@
+"""The composition root of the boarding service's web process."""
+
+from __future__ import annotations
+
+from litestar import Litestar
+from litestar.di import Provide
+
+from services.boarding.clients import Others
+from services.boarding.config import SPEC
+from services.boarding.controllers import BoardingController, InternalListingController
+from services.boarding.use_cases import Listings
+from services.kit.app import build_app
+from services.kit.runtime import Runtime
+from services.kit.settings import Settings
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The application; nothing connects before it is started."""
+    runtime = Runtime(SPEC, settings)
+    listings = Listings(runtime, Others(runtime))
+    return build_app(
+        runtime,
+        [BoardingController, InternalListingController],
+        {"listings": Provide(lambda: listings, sync_to_thread=False)},
+    )

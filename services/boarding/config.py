@@ -1,0 +1,23 @@
+"""What the boarding service is, and its constants."""
+
+from __future__ import annotations
+
+from services.kit.spec import ServiceSpec
+
+SPEC = ServiceSpec(
+    name="boarding",
+    port=8083,
+    purpose="Listings: what providers offer, found, priced and quoted.",
+    managed=("listings", "listing_details", "blocked_dates"),
+    calls=("pet", "capacity"),
+    has_worker=True,
+)
+
+QUEUE = "boarding"
+QUOTE_TTL_S = 600
+"""How long a quote holds."""
+SEARCH_PAGES_MAX = 10
+"""Pages of candidates that one search with dates looks through before it says that there is more."""
+SUGGESTION_DAYS_MAX = 60
+CACHE_KEY = "service:{id}"
+"""The seed's key."""

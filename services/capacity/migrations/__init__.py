@@ -1,0 +1,1 @@
+"""The capacity database, revision by revision."""

@@ -1,0 +1,1 @@
+"""Alembic revisions of the notification service's database."""

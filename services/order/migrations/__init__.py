@@ -1,0 +1,1 @@
+"""Alembic revisions, in order; each with the SQL beside it."""

@@ -1,0 +1,1 @@
+"""The payment database, revision by revision."""

@@ -1,0 +1,1 @@
+"""The pet database, revision by revision."""

@@ -1,0 +1,1 @@
+"""Alembic revisions of the user service's tables, for every shard."""

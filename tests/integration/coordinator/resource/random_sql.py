@@ -1,0 +1,263 @@
+"""Random SQL over tables of every kind, for driving through branches; and exact comparison of whole databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import asyncpg
+
+SCHEMA = (Path(__file__).parent / "random_sql.sql").read_text()
+
+Make = Callable[[Random], str]
+
+
+def _one_of(*values: str) -> Make:
+    return lambda dice: dice.choice(values)
+
+
+def _number(low: int, high: int) -> Make:
+    return lambda dice: str(dice.randint(low, high))
+
+
+def _text(dice: Random) -> str:
+    return dice.choice(["'a'", "'b '", "''", "'Ünïcode ✓'", "NULL", "'quo''te'", "repeat(md5(random()::text), 200)"])
+
+
+VALUES: dict[str, Make] = {
+    "n": _one_of("0", "1.0", "1.00", "-12.3450", "'NaN'", "NULL", "1e30", "'Infinity'"),
+    "ts": _one_of("now()", "'infinity'", "'-infinity'", "'2026-10-25 02:30:00.000001+02'", "NULL"),
+    "d": _one_of("'infinity'", "'4713-01-01 BC'", "current_date", "NULL"),
+    "iv": _one_of("'1 mon -3 days 04:05:06.7'", "'30 days'", "'1 mon'", "NULL", "'infinity'"),
+    "jb": _one_of("'null'", "NULL", """'{"a": [1, 1.0, null], "b": {}}'""", "'[]'"),
+    "js": _one_of("""'{"b" : 1,  "a":2, "a":3}'""", "'null'", "NULL", "' [1 ]'"),
+    "arr": _one_of("'{}'", "'[3:4]={1,NULL}'", "'{{1,2},{3,4}}'", "NULL", "'{1}'"),
+    "tarr": _one_of("""'{"a b",NULL,""}'""", "'{NULL}'", """ARRAY['NULL', 'x,y']""", "NULL"),
+    "by": _one_of(r"'\x00ff'", "''::bytea", "NULL", r"'\xdeadbeef'"),
+    "f": _one_of("'NaN'", "'-0'", "0", "'Infinity'", "1e-307", "0.1", "NULL"),
+    "r4": _one_of("'-0'::real", "'NaN'", "3.14159", "NULL"),
+    "co": _one_of("ROW(1, 'x')::comp", "ROW(NULL, NULL)::comp", "NULL", "ROW(2, 'a,\"b')::comp"),
+    "e": _one_of("'red'", "'dark blue'", "NULL"),
+    "rg": _one_of("'empty'", "'[2026-01-01,2026-02-01)'", "'(,)'", "NULL"),
+    "mr": _one_of("'{}'", "'{[1,3),[7,9)}'", "NULL"),
+    "ch": _one_of("'ab'", "'abcde'", "''", "NULL"),
+    "qc": _one_of("'\"'", "NULL", "'x'"),
+    "bt": _one_of("B'101'", "B'000'", "NULL"),
+    "pt": _one_of("'(1,2)'", "'(-0,NaN)'", "NULL"),
+    "ne": _one_of("'10.0.0.1/8'", "'::1'", "NULL"),
+    "mo": _one_of("'12.34'", "'-1'", "NULL"),
+    "dm": _one_of("1", "99", "NULL"),
+    "tv": _one_of("to_tsvector('simple', 'a b c')", "NULL"),
+    "t": _text,
+    "u": _number(1, 14),
+    "w": _number(1, 6),
+    "flag": _one_of("true", "false", "NULL"),
+}
+"""How a column's values are made, by the column's name."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the random schema: `keys` with how they are made, the columns that statements set, the upsert's target."""
+
+    name: str
+    keys: dict[str, Make]
+    columns: tuple[str, ...]
+    conflict: str = ""
+    parts: tuple[str, ...] = ()
+    makers: dict[str, Make] = field(default_factory=dict)
+
+    def make(self, column: str, dice: Random) -> str:
+        """An SQL expression for a value of `column`."""
+        maker = self.keys.get(column) or self.makers.get(column) or VALUES[column]
+        return maker(dice)
+
+
+_ID = _number(1, 12)
+_WIDE = tuple(c for c in VALUES if c not in ("u", "w", "flag"))
+
+TABLES = (
+    Table("wide", {"id": _ID}, _WIDE),
+    Table("pair", {"a": _one_of("'x'", "'Y'", "'y '", "'é'"), "b": _number(1, 4)}, ("u", "n", "t")),
+    Table("part", {"id": _ID, "month": _number(1, 6)}, ("n", "t", "jb"), parts=("part_1", "part_2", "part_34", "part_3")),
+    Table('"Odd Näme"', {'"xid"': _ID}, ('"before"', "w"), makers={'"before"': _text}),
+    Table("owned", {"id": _ID}, ("t", "n")),
+    Table("parent", {"id": _number(1, 5)}, ("t",)),
+    Table(
+        "child",
+        {"id": _ID},
+        ("p1", "p2", "up", "t"),
+        makers={"p1": _one_of("1", "2", "3", "NULL"), "p2": _number(1, 5), "up": _one_of("1", "2", "3", "NULL")},
+    ),
+    Table("noisy", {"id": _ID}, ("w", "flag"), makers={}),
+    Table("excl", {"id": _ID}, ("rg", "w"), makers={"rg": lambda d: f"int4range({d.randint(1, 9)}, {d.randint(10, 12)})"}),
+    Table("onlykey", {"k": _ID}, ()),
+    Table("genkey", {"id": _ID}, ("w",), conflict="tenfold"),
+)
+TABLE_NAMES = (*(table.name for table in TABLES), "tally")
+
+
+def _predicate(table: Table, dice: Random) -> str:
+    key = dice.choice(list(table.keys))
+    if dice.random() < 0.15:
+        return "true"
+    return f"{key} {dice.choice(['=', '=', '<', '>='])} {table.make(key, dice)}"
+
+
+def _assignments(table: Table, dice: Random) -> str:
+    columns = dice.sample(table.columns, dice.randint(1, min(3, len(table.columns))))
+    return ", ".join(f"{column} = {table.make(column, dice)}" for column in columns)
+
+
+def _columns(table: Table) -> list[str]:
+    return [*table.keys, *table.columns]
+
+
+def _row(table: Table, dice: Random) -> str:
+    return "(" + ", ".join(table.make(column, dice) for column in _columns(table)) + ")"
+
+
+def _insert(table: Table, dice: Random, target: str | None = None) -> str:
+    rows = ", ".join(_row(table, dice) for _ in range(dice.randint(1, 4)))
+    return f"INSERT INTO {target or table.name} ({', '.join(_columns(table))}) OVERRIDING SYSTEM VALUE VALUES {rows}"
+
+
+def _insert_quietly(table: Table, dice: Random) -> str:
+    return _insert(table, dice) + " ON CONFLICT DO NOTHING"
+
+
+def _upsert(table: Table, dice: Random) -> str:
+    statement = f"INSERT INTO {table.name} ({', '.join(_columns(table))}) OVERRIDING SYSTEM VALUE VALUES {_row(table, dice)}"
+    if not table.columns:
+        return statement + " ON CONFLICT DO NOTHING"
+    sets = ", ".join(f"{c} = excluded.{c}" for c in table.columns)
+    return f"{statement} ON CONFLICT ({table.conflict or ', '.join(table.keys)}) DO UPDATE SET {sets}"
+
+
+def _update(table: Table, dice: Random) -> str:
+    target = dice.choice((table.name, *table.parts))
+    if not table.columns:
+        return _change_key(table, dice)
+    return f"UPDATE {target} SET {_assignments(table, dice)} WHERE {_predicate(table, dice)}"
+
+
+def _change_key(table: Table, dice: Random) -> str:
+    key = dice.choice(list(table.keys))
+    value = table.make(key, dice)
+    if key in ("id", '"xid"', "k", "b") and dice.random() < 0.5:
+        value = f"{key} + {dice.choice([20, -20, 1, 3])}"
+    return f"UPDATE {table.name} SET {key} = {value} WHERE {_predicate(table, dice)}"
+
+
+def _delete(table: Table, dice: Random) -> str:
+    return f"DELETE FROM {dice.choice((table.name, *table.parts))} WHERE {_predicate(table, dice)}"
+
+
+def _replace(table: Table, dice: Random) -> str:
+    columns = ", ".join(_columns(table))
+    changed = ", ".join(table.make(c, dice) if c in table.columns and dice.random() < 0.3 else c for c in _columns(table))
+    return (
+        f"WITH gone AS (DELETE FROM {table.name} WHERE {_predicate(table, dice)} RETURNING *) "
+        f"INSERT INTO {table.name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {changed} FROM gone"
+    )
+
+
+def _two_updates(table: Table, dice: Random) -> str:
+    if not table.columns:
+        return _delete(table, dice)
+    return (
+        f"WITH one AS ({_update(table, dice)} RETURNING 1), two AS ({_delete(table, dice)} RETURNING 1) {_update(table, dice)}"
+    )
+
+
+def _across(table: Table, dice: Random) -> str:
+    other = dice.choice(TABLES)
+    return f"WITH one AS ({_delete(other, dice)} RETURNING 1), two AS ({_insert(other, dice)} RETURNING 1) {_update(table, dice)}"
+
+
+def _insert_select(table: Table, dice: Random) -> str:
+    key = list(table.keys)[-1] if table.name in ("pair",) else next(iter(table.keys))
+    columns = _columns(table)
+    values = ", ".join(f"{c} + {dice.choice([30, 1, 5])}" if c == key else c for c in columns)
+    if table.name == "pair":
+        values = values.replace("u,", "u + 40,")
+    return (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {values} FROM {table.name} WHERE {_predicate(table, dice)}"
+    )
+
+
+def _merge(table: Table, dice: Random) -> str:
+    keys = list(table.keys)
+    rows = ", ".join("(" + ", ".join(table.make(k, dice) for k in keys) + ")" for _ in range(3))
+    matched = f"UPDATE SET {_assignments(table, dice)}" if table.columns else "DELETE"
+    return (
+        f"MERGE INTO {table.name} t USING (SELECT DISTINCT * FROM (VALUES {rows}) v ({', '.join(keys)})) s "
+        f"ON {' AND '.join(f't.{k} = s.{k}' for k in keys)} "
+        f"WHEN MATCHED AND {dice.choice(['true', 'false', f't.{keys[0]} IS NOT NULL'])} THEN {matched} "
+        f"WHEN MATCHED THEN DELETE "
+        f"WHEN NOT MATCHED THEN INSERT ({', '.join(_columns(table))}) OVERRIDING SYSTEM VALUE "
+        f"VALUES ({', '.join([f's.{k}' for k in keys] + [table.make(c, dice) for c in table.columns])})"
+    )
+
+
+def _swap(table: Table, dice: Random) -> str:
+    if table.name == "pair":
+        return "UPDATE pair SET u = 100 - u"
+    return f"UPDATE {table.name} SET {_assignments(table, dice)}" if table.columns else _delete(table, dice)
+
+
+def _in_a_block(table: Table, dice: Random) -> str:
+    inner = f"{_update(table, dice)}; {_upsert(table, dice)}; {_delete(table, dice)};"
+    return f"DO $do$ BEGIN {inner} END $do$"
+
+
+KINDS = (
+    _insert, _insert_quietly, _insert_quietly, _upsert, _upsert, _update, _update, _change_key, _delete, _replace,
+    _two_updates, _across, _insert_select, _merge, _merge, _swap, _in_a_block,
+)  # fmt: skip
+
+
+def statement(dice: Random, tables: tuple[Table, ...] = TABLES) -> str:
+    """A random statement. It may well violate a constraint: run it in a savepoint."""
+    return dice.choice(KINDS)(dice.choice(tables), dice)
+
+
+async def prepare(connection: asyncpg.Connection) -> None:
+    """Makes the random schema and, for comparison, an empty copy of each table in schema snap."""
+    await connection.execute(SCHEMA)
+    await connection.execute("CREATE SCHEMA snap")
+    for name in TABLE_NAMES:
+        await connection.execute(f"CREATE TABLE snap.{name} AS SELECT * FROM {name} WITH NO DATA")
+
+
+async def take_snapshot(connection: asyncpg.Connection) -> None:
+    """Copies every table to schema snap, bit by bit."""
+    for name in TABLE_NAMES:
+        await connection.execute(f"DELETE FROM snap.{name}; INSERT INTO snap.{name} SELECT * FROM {name}")
+
+
+async def differences(connection: asyncpg.Connection) -> list[str]:
+    """Tables that are not bit for bit as in the last snapshot, with an example row; empty when all are."""
+    found = []
+    for name in TABLE_NAMES:
+        columns = await connection.fetchval(
+            "SELECT string_agg(format('%%s.%I', attname), ', ' ORDER BY attnum) FROM pg_attribute"
+            " WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped",
+            name,
+        )
+        now, then = columns.replace("%s", "at_t"), columns.replace("%s", "at_s")
+        row = await connection.fetchrow(
+            f"""
+            WITH at_now AS (SELECT ROW({now}) AS r, row_number() OVER (PARTITION BY ROW({now})::text) AS i FROM {name} at_t),
+                 at_then AS (
+                     SELECT ROW({then}) AS r, row_number() OVER (PARTITION BY ROW({then})::text) AS i FROM snap.{name} at_s)
+            SELECT n.r::text AS now, t.r::text AS then FROM at_now n FULL JOIN at_then t ON n.r::text = t.r::text AND n.i = t.i
+            WHERE n.i IS NULL OR t.i IS NULL OR NOT record_image_eq(n.r, t.r) LIMIT 1
+            """
+        )
+        if row is not None:
+            found.append(f"{name}: now {row['now']}, then {row['then']}")
+    return found

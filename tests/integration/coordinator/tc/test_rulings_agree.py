@@ -1,0 +1,87 @@
+"""The rule in the store is the rule that can be read in `core.rulings`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import combinations_with_replacement, product
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from coordinator.protocol.statuses import BranchState, Decision
+from coordinator.tc.core.rulings import KnownBranch, Stored, Wish, rule, settled
+from coordinator.tc.store import Store
+from tests.integration.coordinator.tc.harness import QUICK, new_xid, now_ms
+
+APPLY = """
+SELECT decision, reason, fresh FROM tc.apply(gen_random_uuid(), '1 h', p_wish_xid => ARRAY[$1::uuid],
+    p_wish => ARRAY[$2::smallint], p_wish_name => '{book}', p_wish_caller => '{order}',
+    p_wish_deadline_ms => ARRAY[$3::bigint], p_wish_reason => ARRAY['deadlock'])
+"""
+
+
+async def _installed(database: str) -> asyncpg.Connection:
+    store = Store(database, uuid4(), QUICK)  # no replica: its sweep would decide what is past its deadline
+    await store.open()
+    await store.close()
+    return await asyncpg.connect(database)
+
+
+async def _insert(connection: asyncpg.Connection, xid: UUID, stored: Stored) -> None:
+    await connection.execute(
+        "INSERT INTO tc.global_transaction (xid, name, caller, deadline, decision, reason, decided_at, settlement)"
+        " VALUES ($1, 'book', 'order', to_timestamp($2 / 1000.0), $3, $4, $5, $6)",
+        xid,
+        stored.deadline_ms,
+        int(stored.decision),
+        stored.reason,
+        None if stored.decision is Decision.UNDECIDED else datetime.now(UTC),
+        0 if stored.decision is Decision.UNDECIDED else 2,
+    )
+
+
+async def test_the_store_rules_as_the_readable_rule_does(database: str) -> None:
+    """Every stored state, wish and pair of deadlines is ruled alike by SQL and by Python."""
+    connection = await _installed(database)
+    now, early, late = now_ms(), now_ms(-3600), now_ms(3600)
+    decided = [(Decision.UNDECIDED, None), (Decision.COMMITTED, "asked"), (Decision.ROLLED_BACK, "timed_out")]
+    states = [None, *(Stored(d, reason, deadline) for (d, reason), deadline in product(decided, (early, late)))]
+    try:
+        for stored, wish, deadline_ms in product(states, Wish, (early, late)):
+            xid = new_xid()
+            if stored is not None:
+                await _insert(connection, xid, stored)
+            expected = rule(stored, wish, deadline_ms, now, reason="deadlock")
+            row = await connection.fetchrow(APPLY, xid, int(wish), deadline_ms)
+            ruled = (row["decision"], row["reason"], row["fresh"]) if row else (Decision.UNDECIDED, None, False)
+            assert ruled == (expected.decision, expected.reason, expected.fresh), (stored, wish, deadline_ms)
+    finally:
+        await connection.close()
+
+
+async def test_the_store_knows_settlement_as_the_readable_rule_does(database: str) -> None:
+    """Every decision over every combination of three branches settles alike in SQL and in Python."""
+    connection = await _installed(database)
+    kinds = [KnownBranch(state, committed) for state in BranchState for committed in (True, False)]
+    expected: dict[UUID, int] = {}
+    branches: list[tuple[UUID, str, UUID, int, bool]] = []
+    try:
+        for decision in (Decision.COMMITTED, Decision.ROLLED_BACK):
+            for count in range(4):
+                for known in combinations_with_replacement(kinds, count):
+                    xid = new_xid()
+                    await _insert(connection, xid, Stored(decision, "asked", now_ms(60)))
+                    branches += [(xid, "capacity", uuid4(), int(b.state), b.committed) for b in known]
+                    expected[xid] = settled(decision, list(known))
+        await connection.executemany(
+            "INSERT INTO tc.branch (xid, resource, branch_id, state, committed) VALUES ($1, $2, $3, $4, $5)", branches
+        )
+        await connection.execute(
+            "SELECT tc.apply(gen_random_uuid(), '1 h', p_confirm_xid => $1, p_confirm_resource => $2)",
+            list(expected),
+            ["elsewhere"] * len(expected),
+        )
+        rows = await connection.fetch("SELECT xid, settlement FROM tc.global_transaction")
+        assert {row["xid"]: row["settlement"] for row in rows} == expected
+    finally:
+        await connection.close()

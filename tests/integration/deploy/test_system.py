@@ -1,0 +1,149 @@
+"""The whole embedded system, as its operator meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+
+from deploy.embedded.programs import ProcessRecord
+from deploy.embedded.state import SystemState
+from deploy.embedded.system import EmbeddedSystem
+from tests.support.commands import pawstay, processes_below
+from tests.support.servers import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+GONE_TIMEOUT_S = 30
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSystem]:
+    """A system that is up, in a folder with spaces in its name; it is down and gone afterwards."""
+    found = EmbeddedSystem(tmp_path_factory.mktemp("pawstay") / "my data")
+    try:
+        found.up(free_port())
+        yield found
+    finally:
+        found.down()
+        assert processes_below(found.folder) == []
+
+
+def wait_gone(record: ProcessRecord) -> None:
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while record.process() is not None:
+        assert time.monotonic() < deadline, f"{record} is still alive"
+        time.sleep(0.05)
+
+
+def records(state: SystemState) -> list[ProcessRecord]:
+    return [record for program in state.programs if (record := program.record()) is not None]
+
+
+def get(url: str) -> int:
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own gateway
+        return int(answer.status)
+
+
+def test_a_system_that_is_up_answers_through_its_gateway_and_says_so(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """`status --json` names every program as up, and the gateway answers."""
+    said = pawstay("status", "--json", "--data", str(system.folder), folder=tmp_path)
+    shown = json.loads(said.out)
+    assert said.code == 0
+    assert {program["phase"] for program in shown["programs"]} == {"up"}
+    assert get(f"{shown['gateway_url']}/healthz") == 200
+
+
+def test_a_second_up_says_that_it_is_up(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """Nothing is started twice, and it is no error."""
+    said = pawstay("up", "--detach", "--data", str(system.folder), folder=tmp_path)
+    assert said.code == 0
+    assert f"already up at {system.gateway_url}" in said.text
+
+
+@pytest.mark.parametrize("program", ["coordinator", "services", "worker", "gateway", "valkey", "main", "shard-0"])
+def test_a_program_that_is_killed_comes_back(system: EmbeddedSystem, program: str) -> None:
+    """kill -9 of any program is healed by the supervisor, and the gateway answers again."""
+    killed = system.kill(program)
+    system.wait_healed(program, killed)
+    assert get(f"{system.gateway_url}/healthz") == 200
+
+
+async def test_services_start_anew_with_changed_settings_and_take_them_back(system: EmbeddedSystem) -> None:
+    """`restart_with` reaches the environment of the service processes; an empty mapping undoes it."""
+    before = system.running().program("services")
+    await system.restart_with({"PAWSTAY_REDLOCK": "off"})
+    changed = json.loads(system.layout.environments_file.read_text())
+    assert changed["order"]["PAWSTAY_REDLOCK"] == "off"
+    after = system.running().program("services")
+    assert before is not None
+    assert after is not None
+    assert before.pid != after.pid
+    await system.restart_with({})
+    restored = json.loads(system.layout.environments_file.read_text())
+    assert "PAWSTAY_REDLOCK" not in restored["order"]
+
+
+def test_every_log_can_be_read(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """`logs` shows a program's lines, and names the programs when asked for one that is not there."""
+    assert "ready to accept connections" in pawstay("logs", "main", "--data", str(system.folder), folder=tmp_path).out
+    wrong = pawstay("logs", "mian", "--data", str(system.folder), folder=tmp_path)
+    assert wrong.code == 2
+    assert "shard-0" in wrong.text
+
+
+async def test_what_was_written_survives_the_death_of_everything(system: EmbeddedSystem) -> None:
+    """All processes die at once, supervisor first; `up` comes back with the data, on the same ports."""
+    dsn = system.databases()["capacity"]
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("CREATE TABLE IF NOT EXISTS kept (n int); INSERT INTO kept VALUES (42)")
+    await connection.close()
+    state = system.running()
+    port = int(state.gateway_url.rsplit(":", 1)[1])
+    everything = [state.supervisor(), *records(state)]
+    for record in everything:
+        process = record.process()
+        if process is not None:
+            process.send_signal(signal.SIGKILL)
+    for record in everything:
+        wait_gone(record)
+    await asyncio.to_thread(system.up, port)
+    connection = await asyncpg.connect(dsn)
+    try:
+        assert await connection.fetchval("SELECT n FROM kept") == 42
+    finally:
+        await connection.close()
+
+
+def test_a_killed_supervisor_takes_its_programs_along_and_down_leaves_nothing(system: EmbeddedSystem) -> None:
+    """After kill -9 of the supervisor `down` ends what is left, and `up` starts anew."""
+    state = system.running()
+    os.kill(state.supervisor_pid, signal.SIGKILL)
+    wait_gone(state.supervisor())
+    system.down()
+    for record in records(state):
+        wait_gone(record)
+    assert processes_below(system.folder) == []
+    system.up(int(state.gateway_url.rsplit(":", 1)[1]))
+
+
+def test_down_stops_every_process_and_can_be_repeated(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """No process is left, nobody listens any more, and a second `down` says that nothing runs."""
+    state = system.running()
+    first = pawstay("down", "--data", str(system.folder), folder=tmp_path)
+    assert (first.code, "PawStay is down" in first.text) == (0, True)
+    assert processes_below(system.folder) == []
+    assert not any(psutil.pid_exists(record.pid) and record.process() for record in records(state))
+    second = pawstay("down", "--data", str(system.folder), folder=tmp_path)
+    assert (second.code, "Nothing runs" in second.text) == (0, True)
+    third = pawstay("status", "--data", str(system.folder), folder=tmp_path)
+    assert (third.code, "Nothing runs" in third.text) == (3, True)

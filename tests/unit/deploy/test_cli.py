@@ -1,0 +1,113 @@
+"""What the command line says when something is wrong: one sentence, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.commands.bench import reached
+from deploy.embedded.problems import ExitCode
+from tests.support.commands import pawstay
+
+
+def test_help_names_every_command_and_the_exit_codes(tmp_path: Path) -> None:
+    """What can be done is one `--help` away."""
+    said = pawstay("--help", folder=tmp_path)
+    assert said.code == 0
+    for command in ("up", "down", "status", "logs", "serve", "test", "bench", "demo", "shards", "transactions"):
+        assert command in said.out
+    for code in ExitCode:
+        assert f"{int(code)} " in said.text
+
+
+def test_a_taken_gateway_port_is_refused_at_once(tmp_path: Path) -> None:
+    """Nothing is started, and the way out is named."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        said = pawstay("up", "--detach", "--port", str(port), "--data", "data", folder=tmp_path)
+    assert said.code == ExitCode.PORT_TAKEN
+    assert f"Port {port} is taken by another program" in said.text
+    assert "Traceback" not in said.text
+    assert not (tmp_path / "data" / "run" / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["down"], ExitCode.OK, "Nothing runs in"),
+        (["status"], ExitCode.NOT_RUNNING, "start it with 'pawstay up'"),
+        (["logs"], ExitCode.NOT_RUNNING, "nothing was started there yet"),
+        (["shards", "status"], ExitCode.NOT_RUNNING, "start it with 'pawstay up'"),
+        (["transactions", "list"], ExitCode.NOT_RUNNING, "start it with 'pawstay up'"),
+        (["up", "--port", "0"], ExitCode.USAGE, "--port"),
+        (["up", "--prot", "1"], ExitCode.USAGE, "No such option"),
+        (["bench", "nothing-of-the-kind"], ExitCode.USAGE, "no benchmark nothing-of-the-kind"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    """The sentence, the exit code, and nothing else."""
+    data = [] if arguments[0] == "bench" else ["--data", "data"]
+    said = pawstay(*arguments, *data, folder=tmp_path)
+    assert (said.code, words in said.text) == (code, True), said
+    assert "Traceback" not in said.text
+
+
+def test_serve_names_the_services_when_asked_for_another(tmp_path: Path) -> None:
+    """A misspelt name leads to the right one."""
+    said = pawstay("serve", "oder", folder=tmp_path)
+    assert said.code == ExitCode.USAGE
+    assert "There is no service 'oder'" in said.text
+    assert "order" in said.text
+
+
+def test_serve_names_the_variable_that_is_missing(tmp_path: Path) -> None:
+    """Wrong settings are told by their names."""
+    said = pawstay("serve", "pet", folder=tmp_path, environ={"PAWSTAY_PORT": "many"})
+    assert said.code == ExitCode.SETTING_WRONG
+    assert "PAWSTAY_PORT" in said.text
+    assert "PAWSTAY_KEY_FILE" in said.text
+    assert "Traceback" not in said.text
+
+
+def test_a_named_server_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    """The setting and the path are named, before anything starts."""
+    environ = {"PAWSTAY_NGINX_BIN": "/nonexistent/nginx"}
+    said = pawstay("up", "--detach", "--data", "data", "--port", "18099", folder=tmp_path, environ=environ)
+    assert said.code == ExitCode.SETTING_WRONG
+    assert "PAWSTAY_NGINX_BIN leads to /nonexistent/nginx" in said.text
+
+
+def test_the_data_folder_can_be_named_by_a_variable(tmp_path: Path) -> None:
+    """PAWSTAY_DATA stands where no --data is given."""
+    said = pawstay("status", "--json", folder=tmp_path, environ={"PAWSTAY_DATA": str(tmp_path / "there")})
+    assert json.loads(said.out) == {"phase": "down", "data": str(tmp_path / "there"), "programs": []}
+
+
+def test_a_benchmark_reaches_its_goal_or_misses_it() -> None:
+    """Both relations; a figure that was not measured is a miss."""
+    result = {
+        "figures": {"ratio": 0.5, "trips": 0},
+        "goals": {"ratio": [">=", 0.5], "trips": ["<=", 0], "p99": ["<=", 1]},
+    }
+    assert reached(result, "ratio")
+    assert reached(result, "trips")
+    assert not reached(result, "p99")
+    assert not reached({"figures": {"ratio": 0.4}, "goals": {"ratio": [">=", 0.5]}}, "ratio")
+
+
+def test_postgres_older_than_the_oldest_supported_is_refused(tmp_path: Path) -> None:
+    """The sentence names both versions."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("initdb", "postgres"):
+        (folder / program).write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18 (Debian)'\n")
+        (folder / program).chmod(0o700)
+    environ = {"PAWSTAY_POSTGRES_BIN": str(folder)}
+    said = pawstay("up", "--detach", "--data", "data", "--port", "18098", folder=tmp_path, environ=environ)
+    assert said.code == ExitCode.SETTING_WRONG
+    assert "PostgreSQL 15; 17 or newer is needed" in said.text

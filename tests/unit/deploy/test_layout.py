@@ -1,0 +1,97 @@
+"""The data folder: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.embedded import layout as layout_module
+from deploy.embedded.layout import LAYOUT_VERSION, Layout, write_private
+from deploy.embedded.problems import ExitCode, RuntimeProblem
+
+
+def refused(root: Path) -> RuntimeProblem:
+    with pytest.raises(RuntimeProblem) as caught:
+        Layout(root).prepare()
+    return caught.value
+
+
+def test_a_new_folder_is_made_closed_to_others_and_prepared_again_without_change(tmp_path: Path) -> None:
+    """Preparing twice is preparing once."""
+    found = Layout(tmp_path / "a b" / "data")
+    found.prepare()
+    found.prepare()
+    assert found.root.stat().st_mode & 0o077 in (0, 0o011)
+    assert found.secrets.stat().st_mode & 0o777 == 0o700
+    assert json.loads(found.version_file.read_text()) == {"program": "pawstay", "layout": LAYOUT_VERSION}
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """The sentence says that it is a file."""
+    (tmp_path / "data").write_text("")
+    problem = refused(tmp_path / "data")
+    assert problem.code is ExitCode.FOLDER_UNUSABLE
+    assert "is a file, not a folder" in str(problem)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Nobody's home is turned into a database."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    problem = refused(tmp_path)
+    assert problem.code is ExitCode.FOLDER_FOREIGN
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("version", "word"), [(LAYOUT_VERSION - 1, "an older"), (LAYOUT_VERSION + 1, "a newer")])
+def test_a_folder_of_another_version_is_refused(tmp_path: Path, version: int, word: str) -> None:
+    """The sentence says which of the two is older."""
+    (tmp_path / "pawstay.json").write_text(json.dumps({"program": "pawstay", "layout": version}))
+    problem = refused(tmp_path)
+    assert problem.code is ExitCode.FOLDER_FOREIGN
+    assert f"made by {word} PawStay" in str(problem)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"program": "other", "layout": 1}'])
+def test_a_version_file_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
+    """Garbage is not guessed at."""
+    (tmp_path / "pawstay.json").write_text(text)
+    assert refused(tmp_path).code is ExitCode.FOLDER_FOREIGN
+
+
+def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says how much is free and how much is needed."""
+    monkeypatch.setattr(layout_module, "FREE_MIN_MB", 10**9)
+    problem = refused(tmp_path / "data")
+    assert problem.code is ExitCode.FOLDER_UNUSABLE
+    assert "is full" in str(problem)
+
+
+def test_a_folder_below_a_read_only_file_system_is_refused() -> None:
+    """Whatever the system answers becomes one sentence with a way out."""
+    problem = refused(Path("/proc/pawstay"))
+    assert problem.code is ExitCode.FOLDER_UNUSABLE
+    assert "name another one with --data" in str(problem)
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    """The lock is exclusive, and free again when its holder lets go."""
+    import os
+
+    found = Layout(tmp_path)
+    held = found.lock()
+    assert held is not None
+    assert found.lock() is None
+    assert found.locked()
+    os.close(held)
+    assert not found.locked()
+
+
+def test_a_private_file_is_never_open_to_others(tmp_path: Path) -> None:
+    """Not even one that was open before."""
+    path = tmp_path / "secret"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_private(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
