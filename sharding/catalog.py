@@ -83,15 +83,16 @@ async def change_map(
     """
     raw = await bare(connection)
     async with raw.transaction():
-        version = await raw.fetchval(
+        done = await raw.fetchval(
             "SELECT sharding.place($1::smallint[], $2::text[], $3)",
             list(changes),
             [str(shard) for shard in changes.values()],
             expected_version,
         )
-        if version != expected_version + 1:
-            raise MapConflict(expected_version, version)
-        return await load_map(raw)
+        current = await load_map(raw)
+        if not done:
+            raise MapConflict(expected_version, current.version)
+        return current
 
 
 class MapStore:

@@ -43,9 +43,9 @@ CREATE OR REPLACE TRIGGER raise_version
     AFTER INSERT OR UPDATE OR DELETE ON sharding.placement
     FOR EACH STATEMENT EXECUTE FUNCTION sharding.raise_version();
 
--- Places buckets[i] on shards[i] if the map is still at `expected`; returns the version that the map is at then:
--- expected + 1 when it was done, another one when somebody else was first and nothing was done.
-CREATE OR REPLACE FUNCTION sharding.place(buckets smallint[], shards text[], expected bigint) RETURNS bigint
+-- Places buckets[i] on shards[i] if the map is still at `expected`, and says whether it did; it did nothing when somebody
+-- else was first.
+CREATE OR REPLACE FUNCTION sharding.place(buckets smallint[], shards text[], expected bigint) RETURNS boolean
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -54,7 +54,7 @@ DECLARE
 BEGIN
     SELECT version INTO found_version FROM sharding.map_version FOR UPDATE;
     IF found_version IS DISTINCT FROM expected THEN
-        RETURN coalesce(found_version, 0);
+        RETURN false;
     END IF;
     INSERT INTO sharding.shard (id) SELECT DISTINCT s FROM unnest(shards) AS s ON CONFLICT DO NOTHING;
     UPDATE sharding.placement AS p
@@ -62,7 +62,7 @@ BEGIN
         epoch = CASE WHEN p.shard = change.shard THEN p.epoch ELSE expected + 1 END
     FROM unnest(buckets, shards) AS change (bucket, shard)
     WHERE p.bucket = change.bucket;
-    RETURN expected + 1;
+    RETURN true;
 END
 $$;
 

@@ -69,6 +69,20 @@ def is_moved(error: BaseException) -> bool:
     return found.sqlstate == "40001" and "sharding.guard()" in (found.as_dict().get("context") or "")
 
 
+@asynccontextmanager
+async def open_session(session: AsyncSession, shard: str) -> AsyncIterator[AsyncSession]:
+    """`session`, connected, with no transaction begun by it; closed at the end.
+
+    Raises ShardUnavailable when there is no connection to be had, for whatever reason the server or the pool gives.
+    """
+    async with session:
+        try:
+            await session.connection()
+        except (DBAPIError, PoolTimeout, PostgresError, InterfaceError, OSError, TimeoutError) as error:
+            raise ShardUnavailable(shard, str(getattr(error, "orig", None) or error) or type(error).__name__) from error
+        yield session
+
+
 def why_unreachable(error: BaseException) -> str | None:
     """What is wrong with the server, None when `error` is about the statement or a bug."""
     found = postgres_error(error)

@@ -66,7 +66,7 @@ class Router:
         """
 
         async def attempt(map: ShardMap) -> list[Answer]:
-            planned = plan(part.statement, part.parameters, self.tables, map, key=key)
+            planned = plan(part.statement, part.parameters, self.tables, map, key=key, only=part.buckets)
             if len(planned.parts) == 1:
                 return [await self._run_on(planned.parts[0])]
             # The buckets came apart: each part is repeated for itself, so none that committed runs again.
@@ -78,7 +78,7 @@ class Router:
 
     async def _run_on(self, part: Part) -> Answer:
         try:
-            async with self.shards.session_on(part.shard) as session, session.begin():
+            async with open_session(self.shards.session_on(part.shard), part.shard) as session, session.begin():
                 result: Any = await session.execute(part.statement, part.parameters)
                 rows = list(result.all()) if getattr(result, "returns_rows", True) else []
                 return Answer(rows, (), getattr(result, "rowcount", -1) if not rows else -1)

@@ -50,11 +50,18 @@ class Plan:
 
 
 def plan(
-    statement: Executable, parameters: Given, tables: ShardedTables, map: ShardMap, *, key: Key | Bucket | None = None
+    statement: Executable,
+    parameters: Given,
+    tables: ShardedTables,
+    map: ShardMap,
+    *,
+    key: Key | Bucket | None = None,
+    only: frozenset[Bucket] | None = None,
 ) -> Plan:
     """Where `statement` runs, by its own criteria or values, or by `key` (an id, a bucket, a key: see `bucket_for`).
 
-    With `key` the statement is not read at all: the caller vouches for it. Raises CannotPlace for a write that does not
+    With `key` the statement is not read at all: the caller vouches for it. With `only` a select, update or delete leaves
+    out the rows of all other buckets. Raises CannotPlace for a write that does not
     say where, and for whatever no shard can answer alone; the message names the table and what to add.
     """
     if key is not None:
@@ -74,7 +81,7 @@ def plan(
         _refuse_moving(statement, parameters or {}, placement.table)
     if placement.buckets is None and writes:
         raise CannotPlace(placement.table.name, f"the write does not say where: add one of {placement.table.ways()}")
-    return _spread(statement, parameters, placement, map, writes=writes)
+    return _spread(statement, parameters, placement, map, writes=writes, only=only)
 
 
 def within(column: ColumnElement[Any], buckets: frozenset[Bucket]) -> ColumnElement[bool]:
@@ -90,9 +97,20 @@ def within(column: ColumnElement[Any], buckets: frozenset[Bucket]) -> ColumnElem
     return column == any_(literal(sorted(buckets), ARRAY(SmallInteger)))
 
 
-def _spread(statement: Any, parameters: Given, placement: Placement, map: ShardMap, *, writes: bool) -> Plan:
+def _spread(
+    statement: Any,
+    parameters: Given,
+    placement: Placement,
+    map: ShardMap,
+    *,
+    writes: bool,
+    only: frozenset[Bucket] | None,
+) -> Plan:
     name = placement.table.name
-    groups = map.by_shard(placement.buckets)
+    wanted = placement.buckets
+    if only is not None and not placement.together:
+        wanted = only if wanted is None else wanted & only
+    groups = map.by_shard(wanted)
     if placement.together:
         if len(groups) > 1:
             raise CannotPlace(
@@ -102,7 +120,7 @@ def _spread(statement: Any, parameters: Given, placement: Placement, map: ShardM
     elif not groups:
         # Criteria that contradict themselves match nothing, on whichever shard.
         groups = {map.shards[0]: frozenset()}
-    elif len(groups) > 1 or placement.buckets is None:
+    elif len(groups) > 1 or wanted is None or wanted != placement.buckets:
         # A shard may still hold rows of buckets that it gave away: it answers for its own alone.
         column = placement.main.c[placement.table.bucket.column.key]
         parts = tuple(

@@ -120,14 +120,14 @@ class Transport:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        http, self._http = self._http, None  # from here on nobody queues or tries again
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
         while self._said:
             self._fail(self._said.popleft(), CoordinatorUnavailable("the coordinator client was closed"))
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        if http is not None:
+            await http.close()
 
     def hint(self, request: Begin | Register) -> None:
         """Says something that may be lost, some time soon. Never waits, never fails."""
@@ -148,6 +148,8 @@ class Transport:
             raise CoordinatorUnavailable("the coordinator client is not open, or its queue is full")
         attempt = 0
         while True:
+            if self._http is None:
+                raise OutcomeUnknown(_unknown(request))
             said = _Said(request, asyncio.get_running_loop().create_future())
             self._said.append(said)
             self._said_wake.set()

@@ -47,26 +47,37 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Merges the touched rows into the undo table. A key met again keeps its first before image, and its after image is
--- read from the table, because captures do not come in the order of the writes: a write that a trigger makes is
--- captured before the statement that fired the trigger. Such a late, earlier transition is known by three signs: it
--- does not lead to the row as it is now, or not from the known after image; its after image is the known before
--- image; and no gap showed that the known before image is older (anchored). Then its before image is the first.
+-- read from the table, because captures do not come in the order of the writes: a write that a user's trigger makes is
+-- captured before the statement that fired the trigger, and the triggers of one statement with several commands
+-- (CTEs, cascades) come in any order. A late capture, of a write earlier than all that is known of the key, gives the
+-- first before image. It is known by this: its after image is the known before image; it is not simply the next
+-- write; and it comes from a shallower trigger depth with the row as it is now captured before, or from the same
+-- depth with the row written before the first capture (cmin counts the commands of a transaction). Where a gap showed
+-- that earlier writes of the same statement are still to come, the known before image is older: depth 0, never late.
 CREATE OR REPLACE FUNCTION at.capture_statement(relation regclass, operation text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format($f$INSERT INTO %1$s AS at_l (%2$s, xid, branch_id, before, after)
-      SELECT %3$s, at__me, at__branch, at_r.at__before, at_r.at__after FROM (%4$s) at_r
+    SELECT format($f$INSERT INTO %1$s AS at_l (%2$s, xid, branch_id, before, after, depth)
+      SELECT %3$s, at__me, at__branch, at_r.at__before, at_r.at__after, pg_trigger_depth() FROM (%4$s) at_r
       ON CONFLICT ON CONSTRAINT %5$I DO UPDATE SET
         xid = CASE WHEN at_l.xid = excluded.xid THEN at_l.xid ELSE at.refuse(%6$L, at_l.xid) END,
         branch_id = CASE WHEN at_l.branch_id = excluded.branch_id THEN at_l.branch_id END,
-        (before, after, anchored) = (
-          SELECT CASE WHEN at_p.late THEN excluded.before ELSE at_l.before END, at_p.now,
-                 at_l.anchored OR NOT at_p.linked AND NOT at_p.late
-          FROM (SELECT at_q.now, at_q.linked,
-                       NOT at_l.anchored AND %9$s AND NOT (at_q.linked AND %8$s) AS late
-                FROM (SELECT (SELECT %10$s FROM %6$s at_t WHERE %11$s) AS now, %7$s AS linked OFFSET 0) at_q OFFSET 0) at_p)$f$,
+        (before, after, depth, since) = (
+          SELECT CASE WHEN at_q.late THEN excluded.before ELSE at_l.before END, at_q.now,
+                 CASE WHEN at_q.late THEN excluded.depth WHEN at_q.linked THEN least(at_l.depth, excluded.depth) ELSE 0 END,
+                 at_q.first_cid
+          FROM (SELECT at_p.*,
+                  at_l.branch_id = excluded.branch_id AND at_l.depth > 0 AND %9$s AND NOT (at_p.linked AND %8$s)
+                  AND CASE WHEN excluded.depth < at_l.depth THEN coalesce(at_p.now_cid < at_l.cmin::text::bigint, true)
+                           WHEN excluded.depth = at_l.depth THEN coalesce(at_p.now_cid < at_p.first_cid, true)
+                           ELSE false END IS TRUE AS late
+                FROM (SELECT at_c.now, at_c.now_cid, %7$s AS linked, coalesce(at_l.since, at_l.cmin::text::bigint) AS first_cid
+                      FROM (SELECT) at_one LEFT JOIN LATERAL (
+                        SELECT %10$s AS now, at_t.cmin::text::bigint AS now_cid FROM %6$s at_t WHERE %11$s) at_c ON true
+                      OFFSET 0) at_p
+                OFFSET 0) at_q)$f$,
         at.undo_table(relation), at.key_list(relation, '%2$I'), at.key_list(relation, 'at_r.%2$I'),
         at.touched_rows(relation, operation), at.name_of(at.base_name(relation) || ':pk'), relation::text,
-        at.same_image('at_l.after', 'excluded.before'), at.same_image('at_q.now', 'excluded.after'),
+        at.same_image('at_l.after', 'excluded.before'), at.same_image('at_p.now', 'excluded.after'),
         at.same_image('at_l.before', 'excluded.after'), at.image(relation, 'at_t'),
         at.key_match(relation, 'excluded', 'at_t'));
 $$;
@@ -88,8 +99,8 @@ $f$, at.undo_table(relation), concat_ws(' UNION ALL ',
             at.undo_table(relation), at.key_match(relation, 'at_l', 'at_n')) END), relation::text)
     || CASE WHEN operation = 'delete' THEN '' ELSE format(
 $f$    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-      INSERT INTO %1$s (%2$s, xid)
-        SELECT %3$s, at__nobody FROM at_new at_n %4$s
+      INSERT INTO %1$s (%2$s, xid, depth)
+        SELECT %3$s, at__nobody, 0 FROM at_new at_n %4$s
         ON CONFLICT DO NOTHING;
       DELETE FROM %1$s WHERE xid = at__nobody;
     END IF;

@@ -15,8 +15,8 @@ BEGIN
         WHEN c.relkind = 'f' THEN 'it is a foreign table: manage it in its own database'
         WHEN c.relkind IN ('v', 'm') THEN 'it is a view: manage the tables behind it'
         WHEN c.relkind NOT IN ('r', 'p') THEN 'it is not a table'
-        WHEN at.is_system(p_relation) THEN 'it belongs to the system'
         WHEN c.relpersistence = 't' THEN 'it is temporary: no other session could undo it'
+        WHEN at.is_system(p_relation) THEN 'it belongs to the system'
         WHEN c.relpersistence = 'u' THEN 'it is unlogged: a crash would empty it but not its undo rows'
         WHEN c.relispartition THEN 'it is a partition: manage the partitioned table'
         WHEN EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = p_relation OR h.inhparent = p_relation)
@@ -160,7 +160,7 @@ BEGIN
     END IF;
     IF to_regclass(undo) IS NULL THEN
         EXECUTE format(
-            'CREATE TABLE %s (%s, xid uuid NOT NULL, branch_id uuid, before %s, after %3$s, anchored boolean NOT NULL DEFAULT false, CONSTRAINT %I PRIMARY KEY (%s)) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_threshold = -1)',
+            'CREATE TABLE %s (%s, xid uuid NOT NULL, branch_id uuid, before %s, after %3$s, depth smallint NOT NULL, since bigint, CONSTRAINT %I PRIMARY KEY (%s)) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_threshold = -1)',
             undo, (SELECT string_agg(definition, ', ' ORDER BY ordinal) FROM at.key(p_relation)), p_relation,
             at.name_of(base || ':pk'), wanted);
         EXECUTE format('CREATE INDEX %I ON %s (xid)', at.name_of(base || ':xid'), undo);

@@ -20,7 +20,7 @@ def main() -> int:
     try:
         settings = CoordinatorSettings.from_env(os.environ)
         configure(settings.log_level)
-    except (SettingsError, KeyError) as error:
+    except SettingsError as error:
         print(f"coordinator: {error}", file=sys.stderr)  # noqa: T201
         return 2
     uvicorn.run(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from coordinator.protocol.tokens import SigningKey, read_key_set
@@ -15,6 +16,7 @@ from coordinator.tc.core.backoff import Backoff
 
 T = TypeVar("T")
 PREFIX = "PAWSTAY_"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 ISSUER = "coordinator"
 """As what the coordinator signs its nudges, and the audience that its callers' tokens must name."""
 
@@ -113,7 +115,7 @@ class CoordinatorSettings:
             callers=frozenset(callers),
             host=environ.get(f"{PREFIX}HOST") or "127.0.0.1",
             port=int(_number(environ, "PORT", 8090, least=0)),
-            log_level=(environ.get(f"{PREFIX}LOG_LEVEL") or "INFO").upper(),
+            log_level=_level(environ),
             limits=Limits(history_keep_s=keep_s, nudge_wait_s=nudge_wait_s, unsettled_alert_s=alert_s),
         )
 
@@ -138,6 +140,13 @@ def _number(environ: Mapping[str, str], name: str, default: float, *, least: flo
     return value
 
 
+def _level(environ: Mapping[str, str]) -> str:
+    level = (environ.get(f"{PREFIX}LOG_LEVEL") or "INFO").upper()
+    if level not in LOG_LEVELS:
+        raise SettingsError(f"{PREFIX}LOG_LEVEL is {level}; send one of {', '.join(LOG_LEVELS)}")
+    return level
+
+
 def _json_list(environ: Mapping[str, str], name: str) -> list[str]:
     text = environ.get(PREFIX + name) or "[]"
     try:
@@ -153,5 +162,5 @@ def _file(environ: Mapping[str, str], name: str, read: Callable[[str], T]) -> T:
     path = Path(_text(environ, name))
     try:
         return read(path.read_text())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
         raise SettingsError(f"{PREFIX}{name}: {path} cannot be used: {error}") from error

@@ -208,7 +208,7 @@ class Store:
 
         async def take(connection: Connection) -> list[asyncpg.Record]:
             async with connection.transaction():
-                rows = await connection.fetch("SELECT * FROM tc.nudges_due($1)", limit)
+                rows: list[asyncpg.Record] = await connection.fetch("SELECT * FROM tc.nudges_due($1)", limit)
                 attempts = {row["xid"]: row["nudges"] for row in rows}
                 if attempts:
                     delays = [self._limits.renudge.delay_s(attempt + 1, dice()) for attempt in attempts.values()]
@@ -249,7 +249,8 @@ class Store:
         )
         bound, interval = self._limits.unsettled_alert_s, self._limits.alert_interval_s
         arguments = (timedelta(seconds=bound), timedelta(seconds=interval), self._limits.alerts_max)
-        return await self._write(lambda c: c.fetch(statement, *arguments))
+        rows: list[asyncpg.Record] = await self._write(lambda c: c.fetch(statement, *arguments))
+        return rows
 
     async def purge(self) -> int:
         """Removes one batch of old history and says how many transactions it held."""

@@ -85,9 +85,9 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
         raise Failed("the wallet does not show the payment")
     await provider.must("POST", f"/api/orders/{order_id}/confirm", {})
     await provider.must("POST", f"/api/orders/{order_id}/check-in", {})
-    log = {"pet_id": cast.things["pet"], "meals": 2, "walks": 3, "note": "吃得好，睡得香。"}
+    log = {"pet_id": cast.things["pet"], "meals": "早晚各一次", "walk": "三次", "note": "吃得好，睡得香。"}
     await provider.must("POST", f"/api/orders/{order_id}/care-logs", log)
-    await provider.must("POST", f"/api/orders/{order_id}/check-out", {})
+    await provider.must("POST", f"/api/orders/{order_id}/check-out", {}, keyed=True)
     earned = await cast.balance(provider)
     if earned != total - total // 10:
         raise Failed(f"the provider has {earned} cents instead of {total - total // 10}")
@@ -111,9 +111,9 @@ async def _notifications(cast: Cast) -> list[str]:
         nonlocal kinds
         inbox = await cast.owner.must("GET", "/api/notifications?limit=100")
         kinds = sorted({item["kind"] for item in inbox["items"]})
-        return {"order_created", "payment_completed", "order_completed"} <= set(kinds)
+        return {"order_created", "payment_completed", "order_completed", "review_published"} <= set(kinds)
 
-    await eventually(told, "the owner is told of booking, payment and completion")
+    await eventually(told, "the owner is told of booking, payment, completion and review")
     return kinds
 
 
@@ -137,7 +137,9 @@ async def cancelled_stay(cast: Cast) -> tuple[Figures, str]:
     nights_after = await _nights(cast)
     if nights_after != nights_before:
         raise Failed(f"nights are {nights_after} instead of {nights_before}")
-    claims = await cast.databases.rows("pet", "SELECT 1 FROM claims WHERE order_id = $1::uuid", order["order_id"])
+    claims = await cast.databases.rows(
+        "pet", "SELECT 1 FROM claimed_nights WHERE order_id = $1::uuid", order["order_id"]
+    )
     if claims:
         raise Failed(f"the pet is still claimed for {len(claims)} nights")
     cast.say(f"{quote['total_cents'] / 100:.2f} went out and came back; status {cancelled['status']}.")

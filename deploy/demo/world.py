@@ -16,6 +16,7 @@ import asyncpg
 CALL_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 30.0
 POLL_S = 0.1
+STEADY_S = 1.0
 SERVICES_OF_SHARDS = ("user", "order")
 
 
@@ -101,13 +102,14 @@ class Databases:
     """All databases of the system, read as an administrator reads them."""
 
     dsns: Mapping[str, str]
-    _connections: dict[str, asyncpg.Connection] = field(default_factory=dict)
+    _connections: dict[str, Any] = field(default_factory=dict)
 
-    async def connection(self, name: str) -> asyncpg.Connection:
+    async def connection(self, name: str) -> Any:
         """A connection to one database, kept for the run."""
         found = self._connections.get(name)
         if found is None or found.is_closed():
-            found = self._connections[name] = await asyncpg.connect(self.dsns[name])
+            connect: Any = asyncpg.connect
+            found = self._connections[name] = await connect(self.dsns[name])
         return found
 
     async def close(self) -> None:
@@ -148,6 +150,19 @@ class Databases:
                 )
                 digests[f"{name}.{table['table_name']}"] = (await self.rows(name, query))[0]["digest"]
         return digests
+
+    async def steady_fingerprint(self) -> dict[str, str]:
+        """A fingerprint after everybody has been told what there is to tell: two in a row are equal."""
+        seen: dict[str, str] = {}
+
+        async def same_again() -> bool:
+            nonlocal seen
+            before, seen = seen, await self.fingerprint()
+            await asyncio.sleep(STEADY_S)
+            return before == seen
+
+        await eventually(same_again, "the rows come to rest")
+        return seen
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

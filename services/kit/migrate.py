@@ -52,9 +52,6 @@ async def migrate(spec: ServiceSpec, admin_dsn: str, role: str, placement: Place
             exempt=[*spec.exempt, *EXEMPT],
             roles=[role],
         )
-        # A new partition takes over its parent's row triggers, and whoever makes it must be allowed to call them.
-        quoted = role.replace('"', '""')
-        await connection.execute(f'GRANT EXECUTE ON FUNCTION at.refuse_unmanaged() TO "{quoted}"')
     finally:
         await connection.close()
     if spec.storage == "sharded" and placement is not None:

@@ -342,7 +342,7 @@ def _databases(stack: AsyncExitStack, postgres: TestPostgres, services: Sequence
         places = [f"{name}@{shard}" for shard in SHARDS] if spec.storage == "sharded" else [name]
         for place in places:
             database = f"{place.replace('@', '_').replace('-', '_')}_{mark}"
-            postgres.execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}" OWNER "{name}" STRATEGY file_copy')
+            postgres.execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}" OWNER "{name}" STRATEGY wal_log')
             dsns[place] = postgres.dsn(database)
     for dsn in dsns.values():
         stack.callback(postgres.drop_database, dsn.rsplit("/", 1)[1])

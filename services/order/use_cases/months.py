@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from services.kit.database import Store
 from services.kit.runtime import Runtime
 from services.order.config import MONTHS_AHEAD
 from services.order.tables import orders
@@ -16,7 +19,9 @@ class Months:
 
     async def ensure(self) -> None:
         """Makes this month and the next MONTHS_AHEAD where they are missing. Replicas may do it at once."""
-        for store in self._runtime.stores:
-            async with store.engine.connect() as connection:
-                await ensure_months(connection, orders.name, ahead=MONTHS_AHEAD, now=self._runtime.clock())
-                await connection.commit()
+        await asyncio.gather(*(self._ensure_on(store) for store in self._runtime.stores))
+
+    async def _ensure_on(self, store: Store) -> None:
+        async with store.engine.connect() as connection:
+            await ensure_months(connection, orders.name, ahead=MONTHS_AHEAD, now=self._runtime.clock())
+            await connection.commit()

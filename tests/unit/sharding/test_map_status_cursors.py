@@ -36,14 +36,18 @@ def test_the_door_holds_exactly_these_names() -> None:
     assert all(hasattr(sharding, name) for name in PUBLIC)
 
 
-PUBLIC = set(
-    """BUCKET_COUNT FAN_OUT_ROWS_MAX FAN_OUT_TIMEOUT_S Answer BadCursor Bucket BucketMoved BucketState CannotMerge
-    CannotPlace CatalogUnavailable Cursors FleetStatus GuardRefused GuardReport IdMaker Key MapConflict MapStore NotAKey
-    Part Partition PartitionsRefused Plan Position Router ShardId ShardMap ShardStatus ShardUnavailable ShardedTable
-    ShardedTables ShardingError Shards TooManyRows UnknownShard bucket bucket_for bucket_of bucket_of_id bucket_states
-    change_map create_catalog ensure_months even_map fan_out install_guard is_moved load_map month_of new_id page
-    partitions_of plan set_bucket_states summarize time_of_id with_placements""".split()
-)
+# fmt: off
+PUBLIC = {
+    "Answer", "BUCKET_COUNT", "BadCursor", "Bucket", "BucketMoved", "BucketState", "CannotMerge", "CannotPlace",
+    "CatalogUnavailable", "Cursors", "FAN_OUT_ROWS_MAX", "FAN_OUT_TIMEOUT_S", "FleetStatus", "GuardRefused",
+    "GuardReport", "IdMaker", "Key", "MapConflict", "MapStore", "NotAKey", "Part", "Partition", "PartitionsRefused",
+    "Plan", "Position", "Router", "ShardId", "ShardMap", "ShardStatus", "ShardUnavailable", "ShardedTable",
+    "ShardedTables", "ShardingError", "Shards", "TooManyRows", "UnknownShard", "bucket", "bucket_for", "bucket_of",
+    "bucket_of_id", "bucket_states", "change_map", "create_catalog", "ensure_months", "even_map", "fan_out",
+    "install_guard", "is_moved", "load_map", "month_of", "new_id", "page", "partitions_of", "plan",
+    "set_bucket_states", "summarize", "time_of_id", "with_placements",
+}
+# fmt: on
 
 
 def test_all_errors_have_one_root() -> None:

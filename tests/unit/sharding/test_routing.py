@@ -13,6 +13,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     literal_column,
     not_,
     or_,
@@ -65,7 +66,7 @@ def buckets(statement: Any, parameters: Any = None) -> set[int] | None:
 
 PLACED = [
     (select(invoices).where(i.bucket == 3), {3}),
-    (select(invoices).where(3 == i.bucket), {3}),
+    (select(invoices).where(literal(3) == i.bucket), {3}),
     (select(invoices).where(i.id == ID_3), {3}),
     (select(invoices).where(i.id == str(ID_3)), {3}),
     (select(invoices.c.pieces).where(i.customer_id == ID_900, i.pieces > 1), {900}),

@@ -15,6 +15,9 @@ from coordinator.resource import enter_sql
 WAIT_S = 10.0
 """Longest wait for another session to reach a lock."""
 
+POLL_S = 0.01
+"""Pause between two looks at other sessions."""
+
 
 def in_a_minute() -> datetime:
     """A deadline that no test reaches."""
@@ -53,9 +56,7 @@ async def undo_rows(connection: asyncpg.Connection) -> int:
 
 async def until_blocked(connection: asyncpg.Connection, pids: Sequence[int]) -> None:
     """Returns when each backend of `pids` waits for a lock; fails after WAIT_S."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1) AND cardinality(pg_blocking_pids(pid)) > 0"
     async with asyncio.timeout(WAIT_S):
-        while await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1) AND cardinality(pg_blocking_pids(pid)) > 0",
-            list(pids),
-        ) < len(pids):
-            await asyncio.sleep(0.01)
+        while await connection.fetchval(waiting, list(pids)) < len(pids):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(POLL_S)

@@ -60,7 +60,7 @@ VALUES: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the random schema: `keys` with how they are made, the columns that statements set, the upsert's target."""
+    """A table of the random schema: `keys` with how they are made, the columns that statements set."""
 
     name: str
     keys: dict[str, Make]
@@ -81,7 +81,9 @@ _WIDE = tuple(c for c in VALUES if c not in ("u", "w", "flag"))
 TABLES = (
     Table("wide", {"id": _ID}, _WIDE),
     Table("pair", {"a": _one_of("'x'", "'Y'", "'y '", "'é'"), "b": _number(1, 4)}, ("u", "n", "t")),
-    Table("part", {"id": _ID, "month": _number(1, 6)}, ("n", "t", "jb"), parts=("part_1", "part_2", "part_34", "part_3")),
+    Table(
+        "part", {"id": _ID, "month": _number(1, 6)}, ("n", "t", "jb"), parts=("part_1", "part_2", "part_34", "part_3")
+    ),
     Table('"Odd Näme"', {'"xid"': _ID}, ('"before"', "w"), makers={'"before"': _text}),
     Table("owned", {"id": _ID}, ("t", "n")),
     Table("parent", {"id": _number(1, 5)}, ("t",)),
@@ -92,7 +94,9 @@ TABLES = (
         makers={"p1": _one_of("1", "2", "3", "NULL"), "p2": _number(1, 5), "up": _one_of("1", "2", "3", "NULL")},
     ),
     Table("noisy", {"id": _ID}, ("w", "flag"), makers={}),
-    Table("excl", {"id": _ID}, ("rg", "w"), makers={"rg": lambda d: f"int4range({d.randint(1, 9)}, {d.randint(10, 12)})"}),
+    Table(
+        "excl", {"id": _ID}, ("rg", "w"), makers={"rg": lambda d: f"int4range({d.randint(1, 9)}, {d.randint(10, 12)})"}
+    ),
     Table("onlykey", {"k": _ID}, ()),
     Table("genkey", {"id": _ID}, ("w",), conflict="tenfold"),
 )
@@ -129,7 +133,9 @@ def _insert_quietly(table: Table, dice: Random) -> str:
 
 
 def _upsert(table: Table, dice: Random) -> str:
-    statement = f"INSERT INTO {table.name} ({', '.join(_columns(table))}) OVERRIDING SYSTEM VALUE VALUES {_row(table, dice)}"
+    statement = (
+        f"INSERT INTO {table.name} ({', '.join(_columns(table))}) OVERRIDING SYSTEM VALUE VALUES {_row(table, dice)}"
+    )
     if not table.columns:
         return statement + " ON CONFLICT DO NOTHING"
     sets = ", ".join(f"{c} = excluded.{c}" for c in table.columns)
@@ -157,7 +163,9 @@ def _delete(table: Table, dice: Random) -> str:
 
 def _replace(table: Table, dice: Random) -> str:
     columns = ", ".join(_columns(table))
-    changed = ", ".join(table.make(c, dice) if c in table.columns and dice.random() < 0.3 else c for c in _columns(table))
+    changed = ", ".join(
+        table.make(c, dice) if c in table.columns and dice.random() < 0.3 else c for c in _columns(table)
+    )
     return (
         f"WITH gone AS (DELETE FROM {table.name} WHERE {_predicate(table, dice)} RETURNING *) "
         f"INSERT INTO {table.name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {changed} FROM gone"
@@ -167,14 +175,22 @@ def _replace(table: Table, dice: Random) -> str:
 def _two_updates(table: Table, dice: Random) -> str:
     if not table.columns:
         return _delete(table, dice)
-    return (
-        f"WITH one AS ({_update(table, dice)} RETURNING 1), two AS ({_delete(table, dice)} RETURNING 1) {_update(table, dice)}"
-    )
+    first, second, third = _update(table, dice), _delete(table, dice), _update(table, dice)
+    return f"WITH one AS ({first} RETURNING 1), two AS ({second} RETURNING 1) {third}"
 
 
 def _across(table: Table, dice: Random) -> str:
     other = dice.choice(TABLES)
-    return f"WITH one AS ({_delete(other, dice)} RETURNING 1), two AS ({_insert(other, dice)} RETURNING 1) {_update(table, dice)}"
+    first, second, third = _delete(other, dice), _insert(other, dice), _update(table, dice)
+    return f"WITH one AS ({first} RETURNING 1), two AS ({second} RETURNING 1) {third}"
+
+
+def _partly_read(table: Table, dice: Random) -> str:
+    columns = ", ".join(_columns(table))
+    return (
+        f"WITH gone AS (DELETE FROM {table.name} WHERE {_predicate(table, dice)} RETURNING *) "
+        f"INSERT INTO {table.name} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone LIMIT 1"
+    )
 
 
 def _insert_select(table: Table, dice: Random) -> str:
@@ -216,13 +232,18 @@ def _in_a_block(table: Table, dice: Random) -> str:
 
 KINDS = (
     _insert, _insert_quietly, _insert_quietly, _upsert, _upsert, _update, _update, _change_key, _delete, _replace,
-    _two_updates, _across, _insert_select, _merge, _merge, _swap, _in_a_block,
+    _two_updates, _across, _partly_read, _insert_select, _merge, _merge, _swap, _in_a_block,
 )  # fmt: skip
 
 
 def statement(dice: Random, tables: tuple[Table, ...] = TABLES) -> str:
     """A random statement. It may well violate a constraint: run it in a savepoint."""
     return dice.choice(KINDS)(dice.choice(tables), dice)
+
+
+def rows_for(table: Table, dice: Random) -> str:
+    """A statement that gives the table rows, as far as they fit."""
+    return _insert_quietly(table, dice)
 
 
 async def prepare(connection: asyncpg.Connection) -> None:
@@ -251,10 +272,12 @@ async def differences(connection: asyncpg.Connection) -> list[str]:
         now, then = columns.replace("%s", "at_t"), columns.replace("%s", "at_s")
         row = await connection.fetchrow(
             f"""
-            WITH at_now AS (SELECT ROW({now}) AS r, row_number() OVER (PARTITION BY ROW({now})::text) AS i FROM {name} at_t),
-                 at_then AS (
-                     SELECT ROW({then}) AS r, row_number() OVER (PARTITION BY ROW({then})::text) AS i FROM snap.{name} at_s)
-            SELECT n.r::text AS now, t.r::text AS then FROM at_now n FULL JOIN at_then t ON n.r::text = t.r::text AND n.i = t.i
+            WITH at_now AS (
+                SELECT ROW({now}) AS r, row_number() OVER (PARTITION BY ROW({now})::text) AS i FROM {name} at_t),
+            at_then AS (
+                SELECT ROW({then}) AS r, row_number() OVER (PARTITION BY ROW({then})::text) AS i FROM snap.{name} at_s)
+            SELECT n.r::text AS now, t.r::text AS then
+            FROM at_now n FULL JOIN at_then t ON n.r::text = t.r::text AND n.i = t.i
             WHERE n.i IS NULL OR t.i IS NULL OR NOT record_image_eq(n.r, t.r) LIMIT 1
             """
         )

@@ -22,14 +22,20 @@ async def _raises(connection: asyncpg.Connection, statement: str) -> BaseExcepti
 
 async def test_installing_twice_changes_nothing(connection: asyncpg.Connection) -> None:
     """The second time reports the same and locks no table: a writer may be at work."""
-    await connection.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (id int)")
+    await connection.execute(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (id int)"
+    )
     first = await install(connection, managed=["a"], exempt=["public.b"])
     assert (first.upgraded, first.managed, first.exempt, first.guarded) == (True, ("public.a",), ("public.b",), 1)
-    marks = await connection.fetch("SELECT oid, xmin FROM pg_trigger UNION ALL SELECT oid, xmin FROM pg_proc ORDER BY 1")
+    marks = await connection.fetch(
+        "SELECT oid, xmin FROM pg_trigger UNION ALL SELECT oid, xmin FROM pg_proc ORDER BY 1"
+    )
     second = await install(connection, managed=["a"], exempt=["b"])
     assert not second.upgraded
     assert (second.managed, second.exempt, second.guarded) == (first.managed, first.exempt, first.guarded)
-    assert marks == await connection.fetch("SELECT oid, xmin FROM pg_trigger UNION ALL SELECT oid, xmin FROM pg_proc ORDER BY 1")
+    assert marks == await connection.fetch(
+        "SELECT oid, xmin FROM pg_trigger UNION ALL SELECT oid, xmin FROM pg_proc ORDER BY 1"
+    )
 
 
 async def test_an_upgrade_keeps_what_is_locked(connection: asyncpg.Connection) -> None:
@@ -44,29 +50,38 @@ async def test_an_upgrade_keeps_what_is_locked(connection: asyncpg.Connection) -
     assert await rows_of(connection, "a") == ["(1,1)"]
 
 
-@pytest.mark.parametrize(
-    ("ddl", "reason"),
-    [
-        ("CREATE TABLE t (id int)", "no primary key"),
-        ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "unlogged"),
-        ("CREATE TEMP TABLE t (id int PRIMARY KEY)", "system|temporary"),
-        ("CREATE VIEW t AS SELECT 1 AS id", "view"),
-        ("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)", "inheritance"),
-        ("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE c () INHERITS (t)", "inheritance"),
-        ("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE)", "deferrable"),
-        ("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE t PARTITION OF p DEFAULT", "partition"),
-        ("CREATE TABLE t (id int PRIMARY KEY, at__x int)", "reserved"),
-        ("CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
-         "CREATE FOREIGN TABLE t (id int) SERVER s", "foreign"),
-        ("SELECT 1", "does not exist"),
-    ],
-)  # fmt: skip
-async def test_what_cannot_be_managed_is_refused_with_its_reason(connection: asyncpg.Connection, ddl: str, reason: str) -> None:
+UNMANAGEABLE = (
+    ("CREATE TABLE t (id int)", "no primary key"),
+    ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY)", "unlogged"),
+    ("CREATE TEMP TABLE t (id int PRIMARY KEY)", "temporary"),
+    ("CREATE VIEW t AS SELECT 1 AS id", "view"),
+    ("CREATE TABLE p (id int PRIMARY KEY); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)", "inheritance"),
+    ("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE c () INHERITS (t)", "inheritance"),
+    ("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE)", "deferrable"),
+    (
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE TABLE t PARTITION OF p DEFAULT",
+        "partition",
+    ),
+    ("CREATE TABLE t (id int PRIMARY KEY, at__x int)", "reserved"),
+    (
+        "CREATE EXTENSION postgres_fdw; CREATE SERVER s FOREIGN DATA WRAPPER postgres_fdw;"
+        "CREATE FOREIGN TABLE t (id int) SERVER s",
+        "foreign",
+    ),
+    ("SELECT 1", "does not exist"),
+)
+
+
+async def test_what_cannot_be_managed_is_refused_with_its_reason(connection: asyncpg.Connection) -> None:
     """Nothing is installed then."""
-    await connection.execute(ddl)
-    with pytest.raises(InstallationError, match=reason):
-        await install(connection, managed=["t"])
-    assert await connection.fetchval("SELECT to_regnamespace('at')") is None
+    for ddl, reason in UNMANAGEABLE:
+        attempt = connection.transaction()
+        await attempt.start()
+        await connection.execute(ddl)
+        with pytest.raises(InstallationError, match=reason):
+            await install(connection, managed=["t"])
+        assert await connection.fetchval("SELECT to_regnamespace('at')") is None, ddl
+        await attempt.rollback()
 
 
 async def test_a_table_made_later_is_guarded_at_once(connection: asyncpg.Connection) -> None:
@@ -149,7 +164,7 @@ async def test_a_dropped_table_leaves_nothing_behind(connection: asyncpg.Connect
 async def test_long_and_odd_names_work(connection: asyncpg.Connection) -> None:
     """Names of 63 bytes, quotes and non-ASCII letters are no matter."""
     long_name, odd = "t" * 63, 'Ünï "q" tablé $$'
-    await connection.execute(f"CREATE TABLE {long_name} (\"xid\" int, \"before\" text, PRIMARY KEY (\"before\", \"xid\"))")
+    await connection.execute(f'CREATE TABLE {long_name} ("xid" int, "before" text, PRIMARY KEY ("before", "xid"))')
     quoted = '"' + odd.replace('"', '""') + '"'
     await connection.execute(f'CREATE TABLE {quoted} ("a b" int PRIMARY KEY, "c\'d" int UNIQUE)')
     await install(connection, managed=[long_name, quoted])
@@ -230,7 +245,9 @@ async def test_an_owner_that_is_no_superuser_can_install(
 ) -> None:
     """With SET on session_replication_role granted; without it the installer says what to grant."""
     name = f"owner_{uuid4().hex[:8]}"
-    await connection.execute(f"CREATE ROLE {name} LOGIN; GRANT CREATE ON DATABASE {database.rsplit('/', 1)[1]} TO {name}")
+    await connection.execute(
+        f"CREATE ROLE {name} LOGIN; GRANT CREATE ON DATABASE {database.rsplit('/', 1)[1]} TO {name}"
+    )
     await connection.execute(f"GRANT CREATE ON SCHEMA public TO {name}")
     owner = await asyncpg.connect(postgres.dsn(database.rsplit("/", 1)[1], name))
     try:
@@ -246,5 +263,7 @@ async def test_an_owner_that_is_no_superuser_can_install(
         assert await rows_of(owner, "a") == ["(1,1)"]
     finally:
         await owner.close()
-        await connection.execute(f"DROP OWNED BY {name} CASCADE; REVOKE SET ON PARAMETER session_replication_role FROM {name}")
+        await connection.execute(
+            f"DROP OWNED BY {name} CASCADE; REVOKE SET ON PARAMETER session_replication_role FROM {name}"
+        )
         await connection.execute(f"DROP ROLE {name}")

@@ -1,4 +1,4 @@
-"""What the tests of the coordinator share: replicas over real HTTP in the test's loop, callers, and resources to nudge."""
+"""What the tests of the coordinator share: replicas over real HTTP in the test's loop, callers, resources to nudge."""
 
 from __future__ import annotations
 
@@ -200,13 +200,19 @@ async def running(settings: CoordinatorSettings) -> AsyncIterator[Caller]:
         listener.close()
 
 
+def key_files(folder: Path) -> tuple[Path, Path]:
+    """The coordinator's private key and the set of all public ones, as files."""
+    key, keys = folder / "coordinator.json", folder / "keys.json"
+    key.write_text(KEYS["coordinator"].private_jwk())
+    keys.write_text(KEY_SET)
+    return key, keys
+
+
 @contextlib.asynccontextmanager
 async def coordinator_process(database: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """A coordinator in a process of its own, ready to serve; it is killed at the end if it still lives."""
     with tempfile.TemporaryDirectory(prefix="coordinator-") as folder:
-        key, keys = Path(folder, "coordinator.json"), Path(folder, "keys.json")
-        key.write_text(KEYS["coordinator"].private_jwk())
-        keys.write_text(KEY_SET)
+        key, keys = key_files(Path(folder))
         environ = {
             "PAWSTAY_DATABASE_URL": database,
             "PAWSTAY_KEY_FILE": str(key),

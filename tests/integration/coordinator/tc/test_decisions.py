@@ -157,7 +157,8 @@ async def test_a_store_that_was_told_not_to_flush_flushes_decisions_all_the_same
             async with connection.transaction():
                 await connection.fetch(
                     "SELECT * FROM tc.apply(gen_random_uuid(), '2 s', p_wish_xid => $1, p_wish => ARRAY[$2::smallint],"
-                    " p_wish_name => '{a}', p_wish_caller => '{a}', p_wish_deadline_ms => $3, p_wish_reason => '{asked}')",
+                    " p_wish_name => '{a}', p_wish_caller => '{a}', p_wish_deadline_ms => $3,"
+                    " p_wish_reason => '{asked}')",
                     [new_xid()],
                     wish,
                     [now_ms(30)],

@@ -120,7 +120,7 @@ async def test_who_does_not_know_the_holders_deadline_does_not_time_it_out(tc: C
 
 @pytest.mark.parametrize("size", [2, 3])
 async def test_a_circle_over_two_replicas_loses_its_youngest(tcs: tuple[Caller, Caller], size: int) -> None:
-    """A cycle of two or three is broken at once: the youngest is rolled back as a deadlock, the others go on waiting."""
+    """A cycle is broken at once: the youngest is rolled back as a deadlock, the others go on waiting."""
     xids = sorted(new_xid(age_s=size - place) for place in range(size))
     youngest = xids[-1]
     circle = [(xids[place], xids[(place + 1) % size]) for place in range(size)]

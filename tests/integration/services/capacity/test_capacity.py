@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -299,6 +300,23 @@ async def test_a_total_waits_for_whoever_is_undecided(system: System, order: Cal
         await order.somebody_waits()
     assert (await closing).status == 200
     assert await nights(system, listing_id) == [(0, 0, 0)] * 3
+
+
+async def test_totals_that_change_while_nights_are_made_are_the_same_everywhere(system: System, order: Caller) -> None:
+    """Whoever makes a night takes the total of that moment, and whoever changes the total finds every night."""
+    listing_id = await listing(system, dog_M=50)
+    days = [date.fromisoformat(FRIDAY) + timedelta(days=n) for n in range(40)]
+    holds = [order.once("/internal/holds", stay(listing_id, str(day), str(day + timedelta(days=1)))) for day in days]
+    changes = [set_pools(system, listing_id, {"dog-M": 60 + n}) for n in range(10)]
+    mixed = [each for n, hold in enumerate(holds) for each in ([changes[n // 4], hold] if n % 4 == 0 else [hold])]
+    await asyncio.gather(*mixed)
+    stale = await system.fetch(
+        "capacity",
+        "SELECT n.night, n.total, p.total FROM nights n JOIN pools p USING (listing_id, pool)"
+        " WHERE listing_id = $1 AND n.total <> p.total",
+        listing_id,
+    )
+    assert stale == []
 
 
 async def test_free_listings_are_those_with_room_on_every_night(system: System, order: Caller) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 from litestar import Litestar, get
+from redis.asyncio import Redis
 
 from services.kit.auth import Role
 from services.kit.settings import Settings
@@ -148,7 +150,9 @@ class Market:
 
     async def claims(self, order_id: str) -> int:
         """How many nights of pets an order has claimed."""
-        rows = await self.system.fetch("pet", "SELECT count(*) AS n FROM claimed_nights WHERE order_id = $1", UUID(order_id))
+        rows = await self.system.fetch(
+            "pet", "SELECT count(*) AS n FROM claimed_nights WHERE order_id = $1", UUID(order_id)
+        )
         return int(rows[0]["n"])
 
     async def status(self, order_id: str) -> tuple[int, int]:
@@ -159,11 +163,22 @@ class Market:
         )
         return int(own[0]["status"]), int(copy[0]["status"])
 
+    async def messages(self, *recipients: Person) -> list[dict[str, Any]]:
+        """What lies in the notification queue for these people."""
+        client: Redis = Redis.from_url(self.system.redis_url)
+        try:
+            raw = await client.hvals("dramatiq:notification.msgs")
+        finally:
+            await client.aclose()
+        wanted = {str(person.id) for person in recipients}
+        sent = [json.loads(message)["kwargs"] for message in raw]
+        return [message for message in sent if message["recipient"] in wanted]
+
     async def rows(self) -> dict[str, int]:
         """How many rows there are in every table that a booking writes."""
         counts: dict[str, int] = {}
         for service, tables in {
-            "order": ("orders", "order_details", "order_events", "provider_orders", "outbox"),
+            "order": ("orders", "order_details", "order_events", "provider_orders"),
             "capacity": ("holds",),
             "pet": ("claims", "claimed_nights"),
         }.items():

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
-import pytest_asyncio
 
 from services.kit.auth import Role
-from tests.integration.services.order.market import NIGHT_CENTS, Market, at_once, running_market
-from tests.support.servers import TestPostgres
+from tests.integration.services.order.market import NIGHT_CENTS, Market, at_once
+from tests.support.system import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def market(
-    postgres: TestPostgres, valkey: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Market]:
-    folder: Path = tmp_path_factory.mktemp("order")
-    async with running_market(postgres, valkey, folder) as market:
-        yield market
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_a_whole_stay_goes_from_booking_to_settlement(market: Market) -> None:
@@ -281,17 +269,27 @@ async def test_lists_are_paged_and_filtered(market: Market) -> None:
     assert len(everything.body) == 5
 
 
-async def test_every_change_is_told_to_those_concerned_after_it_is_final(market: Market) -> None:
-    """Messages wait in the outbox until their transaction is decided, then leave for the notification queue."""
-    listing, owner = await market.listing(1), await market.owner()
+async def test_every_change_is_told_to_both_and_nothing_of_a_refused_booking(market: Market) -> None:
+    """Messages leave after their transaction is final; one that was rolled back sends none."""
+    listing, other, owner = await market.listing(1), await market.listing(1), await market.owner()
     order_id = await market.booked(owner, listing)
     await market.done(owner, order_id, "pay")
-    events = (await owner.api.get(f"/api/orders/{order_id}/events")).body["items"]
-    assert [(event["event"], event["from_status"], event["to_status"]) for event in events] == [
-        ("book", None, 0),
-        ("pay", 0, 1),
-    ]
+    assert (await market.book(owner, other)).body["code"] == "pet-already-booked"
+    expected = sorted(
+        (kind, str(person.id))
+        for kind in ("order_created", "payment_completed")
+        for person in (owner, listing.provider)
+    )
+
+    async def told() -> bool:
+        return len(await market.messages(owner, listing.provider, other.provider)) >= len(expected)
+
+    await eventually(told)
     await market.audit()
+    assert not await market.system.fetch_all("order", "SELECT id FROM outbox")
+    sent = await market.messages(owner, listing.provider, other.provider)
+    assert sorted((message["kind"], message["recipient"]) for message in sent) == expected
+    assert {message["order_id"] for message in sent} == {order_id}
 
 
 async def test_an_order_is_found_by_the_services_that_may_ask(market: Market) -> None:

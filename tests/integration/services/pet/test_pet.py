@@ -128,7 +128,7 @@ async def test_a_care_plan_is_kept_whole(system: System) -> None:
     """What was written last is read, and a pet without one has an empty plan."""
     owner = uuid4()
     api, path = system.as_person("pet", owner), f"/api/pets/{await new_pet(system, owner)}/care-plan"
-    empty = {"feeding": None, "medicines": [], "vet": None, "contact": None}
+    empty: dict[str, Any] = {"feeding": None, "medicines": [], "vet": None, "contact": None}
     assert (await api.get(path)).body == empty
     plan = {
         "feeding": "每天两次,每次 150 克",

@@ -56,16 +56,14 @@ def test_an_initiators_branches_all_have_ids_of_their_own() -> None:
 
 def test_a_repeated_call_derives_the_same_ids_in_the_same_order() -> None:
     """For branches by resource and for calls of its own; different resources have different ids."""
-    first, again = participant(), participant()
-    ids = [first.next_branch(EAST), first.next_branch(EAST), first.next_branch(ResourceName("west")), first.next_call()]
-    assert len(set(ids)) == 4
-    same = [
-        again.next_branch(EAST),
-        again.next_branch(EAST),
-        again.next_branch(ResourceName("west")),
-        again.next_call(),
-    ]
-    assert same == ids
+
+    def ids(scope: Participant) -> list[BranchId]:
+        west = ResourceName("west")
+        return [scope.next_branch(EAST), scope.next_branch(EAST), scope.next_branch(west), scope.next_call()]
+
+    first = ids(participant())
+    assert len(set(first)) == 4
+    assert ids(participant()) == first
 
 
 def test_the_first_reason_to_roll_back_is_kept() -> None:

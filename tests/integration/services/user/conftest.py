@@ -1,0 +1,20 @@
+"""A system with nothing but the user service, on two shards, made once for each file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support.servers import TestPostgres
+from tests.support.system import System, running_system
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(
+    postgres: TestPostgres, valkey: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[System]:
+    """The running system; its administrator exists."""
+    async with running_system(postgres, valkey, tmp_path_factory.mktemp("user"), services=["user"]) as running:
+        yield running
