@@ -24,12 +24,11 @@ GROUP_DIGITS = 4
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One aggregate of a statement: ``name(function's arguments) FILTER (WHERE criterion) AS label``."""
+    """One aggregate of a statement: ``name(function's arguments) FILTER (WHERE criterion)``."""
 
     name: str
     function: FunctionElement[Any]
     criterion: ColumnElement[Any] | None
-    label: str
 
     def arguments(self) -> list[ColumnElement[Any]]:
         """What the function is applied to; ``*`` for ``count(*)``."""

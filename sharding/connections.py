@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -10,7 +12,9 @@ from asyncpg.exceptions import InterfaceError, PostgresError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from sharding.errors import ShardUnavailable
 
 AnyConnection = asyncpg.Connection | AsyncConnection
 """A bare asyncpg connection, or a SQLAlchemy one over asyncpg whose transaction, if begun, is joined."""
@@ -71,7 +75,7 @@ def is_moved(error: BaseException) -> bool:
 
 @asynccontextmanager
 async def open_session(session: AsyncSession, shard: str) -> AsyncIterator[AsyncSession]:
-    """`session`, connected, with no transaction begun by it; closed at the end.
+    """`session`, connected; closed at the end, and rolled back unless it was committed.
 
     Raises ShardUnavailable when there is no connection to be had, for whatever reason the server or the pool gives.
     """

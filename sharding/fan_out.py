@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.engine.row import Row
 
-from sharding.connections import why_unreachable
+from sharding.connections import open_session, why_unreachable
 from sharding.errors import CannotMerge, ShardUnavailable, TooManyRows
 from sharding.merge import Merge, Rows, plan_merge
 from sharding.routing import Given, Part, Plan, plan
@@ -134,11 +134,15 @@ async def _ask_all(
 
     async def ask(part: Part, statement: Any) -> _ShardAnswer | None:
         try:
-            async with places, asyncio.timeout(timeout_s), shards.session_on(part.shard) as session:
+            async with (
+                places,
+                asyncio.timeout(timeout_s),
+                open_session(shards.session_on(part.shard), part.shard) as session,
+            ):
                 result = await session.execute(statement, part.parameters)
                 return _ShardAnswer(tuple(result.keys()), result.all())
         except Exception as error:
-            reason = why_unreachable(error)
+            reason = error.reason if isinstance(error, ShardUnavailable) else why_unreachable(error)
             if reason is None:
                 raise
             if partial:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     Uuid,
     type_coerce,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
     AggregateOrderBy,
@@ -158,9 +159,8 @@ def _packages(function: Any) -> Any:
 
 def _aggregate_of(column: Any) -> Aggregate | None:
     """The aggregate that a column is, whole; None for any other column."""
-    element, label = column, None
+    element = column
     while isinstance(element, Label | Grouping):
-        label = label or (element.name if isinstance(element, Label) else None)
         element = element.element
     criterion = None
     if isinstance(element, FunctionFilter):
@@ -168,7 +168,7 @@ def _aggregate_of(column: Any) -> Aggregate | None:
     name = str(getattr(element, "name", "")).lower()
     if not isinstance(element, FunctionElement) or _packages(element) or name not in AGGREGATES:
         return None
-    return Aggregate(name, element, criterion, label or name)
+    return Aggregate(name, element, criterion)
 
 
 def _plan_aggregates(statement: Select[Any]) -> Merge:
@@ -203,8 +203,14 @@ def _plan_aggregates(statement: Select[Any]) -> Merge:
             start += width
         return [tuple(combined)]
 
-    names = tuple(aggregate.label for aggregate in found)
+    # The names that SQLAlchemy gives the columns when the statement runs as it is: count_1 and the like.
+    names = tuple(str(entry.keyname) for entry in _compiled(statement)._result_columns)
     return Merge(statement.with_only_columns(*columns, maintain_column_froms=True), merge, 1, names)
+
+
+def _compiled(statement: Select[Any]) -> Any:
+    dialect: Any = postgresql.dialect
+    return statement.compile(dialect=dialect())
 
 
 def _plan_rows(statement: Select[Any], parameters: Parameters, rows_max: int) -> Merge:

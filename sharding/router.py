@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sharding.buckets import Bucket, Key
-from sharding.connections import why_unreachable
+from sharding.connections import open_session, why_unreachable
 from sharding.errors import CannotPlace, ShardUnavailable
 from sharding.fan_out import FAN_OUT_ROWS_MAX, FAN_OUT_TIMEOUT_S, Answer, run_fan_out
 from sharding.routing import Given, Part, Plan, plan
@@ -57,7 +57,7 @@ class Router:
             )
         done = [await self._run(part, key) for part in first.parts]
         rows = [row for answer in done for row in answer.rows]
-        return Answer(rows, (), sum(a.rowcount for a in done) if all(a.rowcount >= 0 for a in done) else -1)
+        return Answer(rows, (), _sum_rowcounts(done))
 
     async def _run(self, part: Part, key: Key | Bucket | None) -> Answer:
         """Runs a part on the one shard that the map says at each attempt.
@@ -74,16 +74,26 @@ class Router:
 
         answers = await self.shards.retry_moved(attempt)
         rows = [row for answer in answers for row in answer.rows]
-        return Answer(rows, (), sum(answer.rowcount for answer in answers))
+        return Answer(rows, (), _sum_rowcounts(answers))
 
     async def _run_on(self, part: Part) -> Answer:
         try:
-            async with open_session(self.shards.session_on(part.shard), part.shard) as session, session.begin():
+            async with open_session(self.shards.session_on(part.shard), part.shard) as session:
                 result: Any = await session.execute(part.statement, part.parameters)
-                rows = list(result.all()) if getattr(result, "returns_rows", True) else []
-                return Answer(rows, (), getattr(result, "rowcount", -1) if not rows else -1)
+                returns_rows = getattr(result, "returns_rows", True)
+                rows = list(result.all()) if returns_rows else []
+                rowcount = -1 if returns_rows else getattr(result, "rowcount", -1)
+                await session.commit()
+                return Answer(rows, (), rowcount)
+        except ShardUnavailable:
+            raise
         except Exception as error:
             reason = why_unreachable(error)
             if reason is None:
                 raise
             raise ShardUnavailable(part.shard, reason) from error
+
+
+def _sum_rowcounts(answers: list[Answer]) -> int:
+    counts = [answer.rowcount for answer in answers]
+    return -1 if -1 in counts else sum(counts)

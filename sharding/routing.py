@@ -60,9 +60,9 @@ def plan(
 ) -> Plan:
     """Where `statement` runs, by its own criteria or values, or by `key` (an id, a bucket, a key: see `bucket_for`).
 
-    With `key` the statement is not read at all: the caller vouches for it. With `only` a select, update or delete leaves
-    out the rows of all other buckets. Raises CannotPlace for a write that does not
-    say where, and for whatever no shard can answer alone; the message names the table and what to add.
+    With `key` the statement is not read at all: the caller vouches for it. With `only` a select, update or delete
+    leaves out the rows of all other buckets. Raises CannotPlace for a write that does not say where, and for whatever
+    no shard can answer alone; the message names the table and what to add.
     """
     if key is not None:
         where = bucket_for(key)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -17,7 +18,7 @@ from coordinator.client.local import LocalTransaction, local_transaction
 from coordinator.client.resources import Resource
 from coordinator.client.settle import Settler
 from coordinator.client.transport import Transport
-from coordinator.client.waiting import Patience
+from coordinator.client.waiting import Patience, Surroundings
 from coordinator.protocol.errors import (
     BranchAborted,
     BranchRepeated,
@@ -56,12 +57,14 @@ class BranchRunner:
         self,
         transport: Transport,
         settler_of: Callable[[ResourceName], Settler],
+        local: Container[UUID],
         *,
         clock: Callable[[], float],
         dice: Random,
     ) -> None:
         self._transport = transport
         self._settler_of = settler_of
+        self._local = local
         self._clock = clock
         self._dice = dice
 
@@ -72,16 +75,16 @@ class BranchRunner:
         scope = required()
         with scope.running():
             ref = self._next(scope, resource.name)
-            patience = self._patience(resource, scope, scope.deadline_ms / 1000)
-            while True:
-                try:
-                    return await self._attempt(scope, ref, resource.target, work, result_type)
-                except BranchRepeated as error:
-                    if result_type is None or error.result is None:
-                        raise
-                    return msgspec.convert(error.result, result_type)
-                except Exception as error:
-                    await patience.after(error)
+            with self._patience(resource, scope, scope.deadline_ms / 1000) as patience:
+                while True:
+                    try:
+                        return await self._attempt(scope, ref, resource.target, work, result_type)
+                    except BranchRepeated as error:
+                        if result_type is None or error.result is None:
+                            raise
+                        return msgspec.convert(error.result, result_type)
+                    except Exception as error:
+                        await patience.after(error)
 
     @asynccontextmanager
     async def branch(self, target: Any, resource: ResourceName) -> AsyncIterator[Branch]:
@@ -102,15 +105,15 @@ class BranchRunner:
 
     async def run_local(self, resource: Resource[Any], work: Callable[[Any], Awaitable[T]], wait_s: float) -> T:
         """See Coordinator.run_local."""
-        patience = self._patience(resource, None, self._clock() + wait_s)
-        while True:
-            try:
-                return await self._attempt_plain(resource.target, work)
-            except Exception as error:
-                running = current_scope()
-                if isinstance(error, LockConflict) and running is not None and error.holder == running.xid:
-                    raise  # the global transaction around this call would wait for itself
-                await patience.after(error)
+        with self._patience(resource, None, self._clock() + wait_s) as patience:
+            while True:
+                try:
+                    return await self._attempt_plain(resource.target, work)
+                except Exception as error:
+                    running = current_scope()
+                    if isinstance(error, LockConflict) and running is not None and error.holder == running.xid:
+                        raise  # the global transaction around this call would wait for itself
+                    await patience.after(error)
 
     async def _attempt(
         self,
@@ -176,16 +179,16 @@ class BranchRunner:
         deadline = datetime.fromtimestamp(scope.deadline_ms / 1000, UTC)
         return at.enter_sql(scope.xid, BranchId(ref.branch), deadline)
 
-    def _patience(self, resource: Resource[Any], scope: Scope | None, until_s: float) -> Patience:
-        return Patience(
-            self._transport,
-            self._settler_of(resource.name),
-            resource.name,
-            scope,
-            until_s,
-            self._clock,
-            self._dice,
+    @contextmanager
+    def _patience(self, resource: Resource[Any], scope: Scope | None, until_s: float) -> Iterator[Patience]:
+        settler = self._settler_of(resource.name)
+        patience = Patience(
+            Surroundings(self._transport, settler, self._local, self._clock, self._dice), scope, until_s
         )
+        try:
+            yield patience
+        finally:
+            patience.close()
 
 
 def keep_statement(result: object) -> str:

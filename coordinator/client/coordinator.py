@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -85,7 +85,9 @@ class Coordinator:
         self._background: set[asyncio.Task[object]] = set()
         self._open = False
         self._decider = Decider(self._transport, self._settlers, self._in_background, clock)
-        self._runner = BranchRunner(self._transport, self._settler_of, clock=clock, dice=self._dice)
+        self._runner = BranchRunner(
+            self._transport, self._settler_of, self._decider.local, clock=clock, dice=self._dice
+        )
 
     # Resources
 
@@ -100,6 +102,7 @@ class Coordinator:
     def resource(self, name: str, target: Any, *, connect_args: Mapping[str, Any] | None = None) -> Resource[Any]:
         """Names a database that takes part. May be called before the coordinator is entered, or after.
 
+        One database has one name, the same in every process that works with it, and keeps it.
         `target` is an AsyncEngine (work gets an AsyncSession) or an asyncpg.Pool (work gets a connection).
         `connect_args` are those that the engine was made with, where they say how to connect (ssl, host):
         settling opens connections of its own. Raises ValueError for a name that is taken or malformed.
@@ -239,11 +242,8 @@ class Coordinator:
                 return resource
         raise ValueError(f"{type(target).__name__} belongs to no resource of this coordinator; say resource=...")
 
-    def _in_background(self, work: Awaitable[object], name: str) -> asyncio.Task[object]:
-        async def run() -> object:
-            return await work
-
-        task: asyncio.Task[object] = asyncio.create_task(run(), name=name)
+    def _in_background(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[object]:
+        task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background_done)
         return task

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -15,7 +16,7 @@ import asyncpg
 import structlog
 
 from coordinator import resource as at
-from coordinator.protocol.ids import BranchId, ResourceName, Xid
+from coordinator.protocol.ids import ResourceName
 from coordinator.protocol.messages import Confirm, Settle
 from coordinator.protocol.statuses import BranchState, Decision
 
@@ -27,6 +28,9 @@ SETTLE_COMMAND_TIMEOUT_S = 30.0
 
 NO_BRANCH = UUID(int=0)
 """The branch id of a tombstone: it stands for the whole transaction in the resource."""
+
+NamedBranches = Callable[[UUID], Awaitable[Mapping[UUID, str]]]
+"""Asks the coordinator which branches the commit of an xid named, over all resources: each with its resource."""
 
 _STATES = """
 SELECT x.xid, s.branch_id, s.state
@@ -97,36 +101,63 @@ class OwnConnections:
             self._pool = None
 
 
-async def follow_commits(connection: Any, resource: ResourceName, settles: Sequence[Settle]) -> list[Confirm]:
+@dataclass(frozen=True)
+class Followed:
+    """What following some commits led to: a confirmation for each, and those for branches of other names."""
+
+    confirms: list[Confirm]
+    elsewhere: list[Confirm]
+
+
+async def follow_commits(
+    connection: Any, resource: ResourceName, settles: Sequence[Settle], named: NamedBranches
+) -> Followed:
     """Forgets the named branches of committed transactions, all at once, and undoes orphans. Raises asyncpg's errors.
 
-    An orphan is a branch that its commit did not name: somebody gave it up, so it must leave no trace.
+    An orphan is a branch that its commit did not name: somebody gave it up, so it must leave no trace. Before one is
+    undone, `named` is asked for all branches of its transaction: a database that goes by two names, or was renamed,
+    would otherwise undo what is committed under the other one. Raises what `named` raises, with nothing undone.
     """
-    xids = [settle.xid for settle in settles]
-    named = {settle.xid: set(settle.branches) for settle in settles}
-    states = await _states(connection, xids)
-    for xid in xids:
-        orphans = [
-            branch for branch, state in states[xid].items() if state == BranchState.OPEN and branch not in named[xid]
-        ]
-        if orphans:
-            _log.warning("branch.orphan", xid=str(xid), resource=resource, branches=[str(branch) for branch in orphans])
-            undone = await _undo(connection, resource, xid, orphans)
-            states[xid].update(dict.fromkeys(orphans, undone))
-    branches = [branch for settle in settles for branch in settle.branches]
-    await at.forget(connection, [Xid(xid) for xid in xids], [BranchId(branch) for branch in branches])
-    return [_confirm(resource, xid, {**states[xid], **_forgotten(states[xid], named[xid])}) for xid in xids]
+    states = await _states(connection, [settle.xid for settle in settles])
+    forgotten: list[UUID] = []
+    elsewhere: list[Confirm] = []
+    for settle in settles:
+        here = states[settle.xid]
+        strangers = {branch for branch, state in here.items() if state == BranchState.OPEN} - set(settle.branches)
+        if strangers:
+            committed = await named(settle.xid)
+            for branch in strangers & committed.keys():
+                _log.error(
+                    "resource.named_otherwise", xid=str(settle.xid), resource=resource, committed_as=committed[branch]
+                )
+                forgotten.append(branch)
+                elsewhere.append(Confirm(settle.xid, committed[branch], [(branch, int(BranchState.FORGOTTEN))]))
+                here.pop(branch)
+            here.update(await _undo_orphans(connection, resource, settle.xid, strangers - committed.keys()))
+        forgotten += settle.branches
+    await at.forget(connection, [settle.xid for settle in settles], forgotten)
+    confirms = [
+        Confirm(settle.xid, resource, sorted({**states[settle.xid], **_forgotten(states[settle.xid], settle)}.items()))
+        for settle in settles
+    ]
+    return Followed(confirms, elsewhere)
+
+
+async def _undo_orphans(connection: Any, resource: ResourceName, xid: UUID, orphans: set[UUID]) -> dict[UUID, int]:
+    if not orphans:
+        return {}
+    _log.warning("branch.orphan", xid=str(xid), resource=resource, branches=[str(branch) for branch in orphans])
+    return dict.fromkeys(orphans, await _undo(connection, resource, xid, sorted(orphans)))
 
 
 async def follow_rollback(connection: Any, resource: ResourceName, xid: UUID) -> Confirm:
     """Undoes one transaction here and leaves its tombstone. Raises asyncpg's errors; nothing is half done then."""
     await _undo(connection, resource, xid, None)
-    return _confirm(resource, xid, (await _states(connection, [xid]))[xid])
+    return Confirm(xid, resource, sorted((await _states(connection, [xid]))[xid].items()))
 
 
 async def _undo(connection: Any, resource: ResourceName, xid: UUID, branches: Sequence[UUID] | None) -> int:
-    named = None if branches is None else [BranchId(branch) for branch in branches]
-    report = await at.undo(connection, Xid(xid), named)
+    report = await at.undo(connection, xid, branches)
     if report.state == BranchState.QUARANTINED:
         _log.error("branch.quarantined", xid=str(xid), resource=resource, problems=len(report.problems))
     return int(report.state)
@@ -140,17 +171,13 @@ async def _states(connection: Any, xids: Sequence[UUID]) -> dict[UUID, dict[UUID
     return states
 
 
-def _forgotten(states: Mapping[UUID, int], named: set[UUID]) -> dict[UUID, int]:
+def _forgotten(states: Mapping[UUID, int], settle: Settle) -> dict[UUID, int]:
     """Named branches end FORGOTTEN, also when their rows were purged since; what is settled otherwise stays so."""
     return {
         branch: int(BranchState.FORGOTTEN)
-        for branch in named
+        for branch in settle.branches
         if states.get(branch, BranchState.OPEN) == BranchState.OPEN
     }
-
-
-def _confirm(resource: ResourceName, xid: UUID, states: Mapping[UUID, int]) -> Confirm:
-    return Confirm(xid, resource, sorted(states.items()))
 
 
 def is_decided(decision: int) -> bool:

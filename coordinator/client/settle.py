@@ -22,6 +22,7 @@ from asyncpg.exceptions import InterfaceError, PostgresError
 
 from coordinator import resource as at
 from coordinator.client.backoff import backoff_s
+from coordinator.client.lines import Lines
 from coordinator.client.phase_two import SettleConnections, follow_commits, follow_rollback, is_decided
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorError, CoordinatorUnavailable
@@ -90,7 +91,8 @@ class Settler:
         dice: Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._resource = resource
+        self.resource = resource
+        self.lines = Lines(clock)
         self._connections = connections
         self._transport = transport
         self._owner = owner
@@ -99,6 +101,7 @@ class Settler:
         self._news: OrderedDict[UUID, tuple[Settle, asyncio.Future[Confirm]]] = OrderedDict()
         self._running: dict[UUID, asyncio.Future[Confirm]] = {}
         self._recent: OrderedDict[UUID, Confirm] = OrderedDict()
+        self._awaited: dict[UUID, asyncio.Future[None]] = {}
         self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
         self._news_wake = asyncio.Event()
         self._sweep_wake = asyncio.Event()
@@ -118,6 +121,9 @@ class Settler:
         future: asyncio.Future[Confirm] = asyncio.get_running_loop().create_future()
         future.add_done_callback(_retrieve)
         self._running[settle.xid] = future
+        awaited = self._awaited.pop(settle.xid, None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
         self._news[settle.xid] = (settle, future)
         self._news_wake.set()
         return future
@@ -129,6 +135,21 @@ class Settler:
         """
         self._recent.pop(settle.xid, None)
         return await asyncio.shield(self.follow_soon(settle))
+
+    async def heard(self, xid: UUID, timeout_s: float) -> bool:
+        """Waits until news of `xid` came to this process and was followed; False when none came in `timeout_s`."""
+        if xid in self._recent:
+            return True
+        if xid not in self._running:
+            awaited = self._awaited.setdefault(xid, asyncio.get_running_loop().create_future())
+            await asyncio.wait({awaited}, timeout=timeout_s)
+            if not awaited.done():
+                self._awaited.pop(xid, None)
+                return False
+        following = self._running.get(xid)
+        if following is not None:
+            await asyncio.wait({following}, timeout=timeout_s)
+        return True
 
     def sweep_soon(self) -> None:
         """Makes the next sweep come now."""
@@ -166,15 +187,17 @@ class Settler:
                     await self._follow_commits(commits)
 
     async def _follow_commits(self, batch: list[tuple[Settle, asyncio.Future[Confirm]]]) -> None:
+        settles = [settle for settle, _ in batch]
         try:
             async with self._connections.acquire() as connection:
-                confirms = await follow_commits(connection, self._resource, [settle for settle, _ in batch])
-        except DATABASE_AWAY as error:
+                followed = await follow_commits(connection, self.resource, settles, self._transport.named_branches)
+        except (*DATABASE_AWAY, CoordinatorError) as error:
+            _log.warning("forget.postponed", resource=self.resource, transactions=len(batch), error=repr(error))
             for settle, future in batch:
                 self._finish(settle.xid, future, error)
-            self._sweep_wake.set()
             return
-        for (settle, future), confirm in zip(batch, confirms, strict=True):
+        self._confirms.extend(followed.elsewhere)
+        for (settle, future), confirm in zip(batch, followed.confirms, strict=True):
             self._finish(settle.xid, future, confirm)
 
     async def _follow_rollback(self, xid: UUID, future: asyncio.Future[Confirm]) -> None:
@@ -183,11 +206,11 @@ class Settler:
                 await asyncio.sleep(backoff_s(attempt, UNDO_BASE_S, UNDO_CAP_S, self._dice))
             try:
                 async with self._undo_slots, self._connections.acquire() as connection:
-                    self._finish(xid, future, await follow_rollback(connection, self._resource, xid))
+                    self._finish(xid, future, await follow_rollback(connection, self.resource, xid))
                 return
             except DATABASE_AWAY as error:
                 failure: Exception = error
-        _log.warning("undo.postponed", resource=self._resource, xid=str(xid), error=repr(failure))
+        _log.warning("undo.postponed", resource=self.resource, xid=str(xid), error=repr(failure))
         self._finish(xid, future, failure)
 
     def _finish(self, xid: UUID, future: asyncio.Future[Confirm], result: Confirm | Exception) -> None:
@@ -213,7 +236,7 @@ class Settler:
                 failures = 0
             except (*DATABASE_AWAY, CoordinatorError) as error:
                 if failures == 0:
-                    _log.warning("sweep.failed", resource=self._resource, error=repr(error))
+                    _log.warning("sweep.failed", resource=self.resource, error=repr(error))
                 failures += 1
             pause_s = backoff_s(failures, SWEEP_INTERVAL_S, SWEEP_CAP_S, self._dice)
             self._sweep_wake.clear()
@@ -230,7 +253,7 @@ class Settler:
                 await at.purge(connection, timedelta(seconds=PURGE_GRACE_S))
                 self._purge_at = self._clock() + PURGE_INTERVAL_S
         questions = [
-            Ask(UUID(int=one.xid.int), int(one.deadline.timestamp() * 1000), self._resource)
+            Ask(UUID(int=one.xid.int), int(one.deadline.timestamp() * 1000), self.resource)
             for one in unsettled
             if one.xid not in self._running
         ]
@@ -258,7 +281,7 @@ class Settler:
                     failures = 0
                 except CoordinatorError as error:
                     if failures == 0:
-                        _log.warning("confirm.failed", resource=self._resource, error=repr(error))
+                        _log.warning("confirm.failed", resource=self.resource, error=repr(error))
                     failures += 1
                     self._confirms.extendleft(reversed(batch))
                     await asyncio.sleep(backoff_s(failures, CONFIRM_BASE_S, CONFIRM_CAP_S, self._dice))

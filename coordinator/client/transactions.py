@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import TracebackType
 from typing import ParamSpec, TypeVar
+from uuid import UUID
 
 import structlog
 
@@ -98,18 +99,21 @@ class Decider:
         self,
         transport: Transport,
         settlers: Mapping[ResourceName, Settler],
-        background: Callable[[Awaitable[object], str], asyncio.Task[object]],
+        background: Callable[[Coroutine[object, object, object], str], asyncio.Task[object]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._transport = transport
         self._settlers = settlers
         self._background = background
         self.clock = clock
+        self.local: set[UUID] = set()
 
     def begin(self, name: str, timeout_s: float) -> Initiator:
         """A fresh transaction. Nothing is said to anybody yet."""
         now_ms = int(self.clock() * 1000)
-        return Initiator(Xid(uuid7(now_ms)), name, now_ms + int(timeout_s * 1000))
+        scope = Initiator(Xid(uuid7(now_ms)), name, now_ms + int(timeout_s * 1000))
+        self.local.add(scope.xid)
+        return scope
 
     async def commit(self, scope: Initiator) -> None:
         """Commits, or rolls back what may not commit. A caller that is cancelled meanwhile leaves it running.
@@ -130,6 +134,10 @@ class Decider:
                 self._background(self._transport.commit(request, scope.deadline_ms / 1000), "coordinator-empty-commit")
             return
         await asyncio.shield(self._background(self._commit(scope), "coordinator-commit"))
+
+    def ended(self, scope: Initiator) -> None:
+        """Nobody in this process needs to wait for news of it any longer."""
+        self.local.discard(scope.xid)
 
     async def _commit(self, scope: Initiator) -> None:
         request = Decide(scope.xid, scope.name, scope.deadline_ms, True, list(scope.branches))
@@ -243,6 +251,8 @@ class GlobalTransaction:
                 await decider.rollback(own)
         finally:
             binding.__exit__(None, None, None)
+            if own is not None:
+                decider.ended(own)
 
     def _begin(self, decider: Decider, outer: Scope | None) -> Initiator | None:
         fresh = self._propagation is Propagation.REQUIRES_NEW or (

@@ -76,6 +76,19 @@ _answers_decoder = msgspec.json.Decoder(list[Answer])
 _wait_decoder = msgspec.json.Decoder(WaitAnswer)
 
 
+class _BranchDetail(msgspec.Struct):
+    resource: str
+    branch: UUID
+    committed: bool
+
+
+class _Detail(msgspec.Struct):
+    branches: list[_BranchDetail]
+
+
+_detail_decoder = msgspec.json.Decoder(_Detail)
+
+
 @dataclass(eq=False)
 class _Said:
     request: Request
@@ -201,6 +214,15 @@ class Transport:
         except msgspec.MsgspecError as error:
             raise CoordinatorUnavailable(f"the coordinator answered a wait with something else: {error}") from error
 
+    async def named_branches(self, xid: UUID) -> dict[UUID, str]:
+        """The branches that the commit of `xid` named, each with its resource. Raises CoordinatorUnavailable."""
+        body = await self._call("GET", f"/v1/transactions/{xid}", None, POST_TIMEOUT_S)
+        try:
+            detail = _detail_decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise CoordinatorUnavailable(f"the coordinator described {xid} as something else: {error}") from error
+        return {branch.branch: branch.resource for branch in detail.branches if branch.committed}
+
     async def announce(self, request: Announce) -> None:
         """Says where a resource can be nudged. Raises CoordinatorUnavailable, CallerRefused."""
         await self._post("/v1/resources", _requests_encoder.encode(request), POST_TIMEOUT_S)
@@ -252,6 +274,9 @@ class Transport:
                     await self.converse(batch[start : start + MESSAGES_MAX])
 
     async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
+        return await self._call("POST", path, body, timeout_s)
+
+    async def _call(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
         http = self._http
         if http is None:
             raise CoordinatorUnavailable("the coordinator client is not open; enter it with `async with coordinator:`")
@@ -265,7 +290,7 @@ class Transport:
             index = (first + turn) % len(self._urls)
             url = self._urls[index] + path
             try:
-                async with http.post(url, data=body, headers=headers, timeout=timeout) as response:
+                async with http.request(method, url, data=body, headers=headers, timeout=timeout) as response:
                     answer = await response.read()
                     if response.status in (200, 201, 202, 204):
                         return answer

@@ -1,28 +1,41 @@
 """What a blocked local transaction does: learns what became of the holder, settles its rows here, and tries again.
 
-The blocked transaction has rolled back before it comes here, so it holds no row lock while it waits. The
-coordinator sees every wait; when two transactions wait for each other it rolls the younger one back at once.
+The blocked transaction has rolled back before it comes here, so it holds no row lock while it waits. The first of
+a line (see lines.py) waits at the coordinator, which sees the wait and rolls the youngest of a cycle back at once.
+Those behind it are silent for QUEUE_SILENT_S, then the coordinator sees them too, unless they hold nothing that
+anybody could wait for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from random import Random
+from uuid import UUID
 
 from coordinator import resource as at
 from coordinator.client.backoff import backoff_s
-from coordinator.client.context import Scope
+from coordinator.client.context import Initiator, Scope
+from coordinator.client.lines import Place
 from coordinator.client.phase_two import is_decided
 from coordinator.client.settle import DATABASE_AWAY, Settler
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorUnavailable, Deadlock, LockConflict, TransactionRolledBack
-from coordinator.protocol.ids import ResourceName
 from coordinator.protocol.messages import Settle, Wait, WaitAnswer
 from coordinator.protocol.statuses import Decision, Reason
 
 WAIT_SLICE_S = 2.0
 """How long one question to the coordinator is held open; then the rows are tried again."""
+
+QUEUE_SILENT_S = 0.25
+"""How long somebody in a line, but not at its front, holds back before the coordinator hears of the wait."""
+
+LINE_STALL_S = 1.0
+"""When a line has not moved for so long, those in it try for themselves: they may want other rows of the holder."""
+
+LOCAL_NEWS_S = 0.25
+"""How long to wait for a holder of this process to end here before the coordinator is asked."""
 
 SERIALIZATION_TRIES_MAX = 20
 """Tries of a local transaction that PostgreSQL broke off (40001, 40P01) without naming a holder."""
@@ -34,27 +47,33 @@ SERIALIZATION_CAP_S = 0.25
 RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
 
 
-class Patience:
-    """How one local transaction deals with being blocked, over all its tries, until `until_s`."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What waiting needs: `local` holds the transactions that this process has begun and not decided."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        settler: Settler,
-        resource: ResourceName,
-        scope: Scope | None,
-        until_s: float,
-        clock: Callable[[], float],
-        dice: Random,
-    ) -> None:
-        self._transport = transport
-        self._settler = settler
-        self._resource = resource
+    transport: Transport
+    settler: Settler
+    local: Container[UUID]
+    clock: Callable[[], float]
+    dice: Random
+
+
+class Patience:
+    """How one local transaction deals with being blocked, over all its tries, until `until_s`. Close it at the end."""
+
+    def __init__(self, around: Surroundings, scope: Scope | None, until_s: float) -> None:
+        self._around = around
+        self._lines = around.settler.lines
         self._scope = scope
         self._until_s = until_s
-        self._clock = clock
-        self._dice = dice
+        self._place: Place | None = None
+        self._heard: set[UUID] = set()
         self._broken_off = 0
+
+    def close(self) -> None:
+        """Lets the next one in the line try."""
+        self._lines.leave(self._place)
+        self._place = None
 
     async def after(self, error: BaseException) -> None:
         """Returns when it is worth trying again after `error` (already translated), else raises.
@@ -63,46 +82,92 @@ class Patience:
         transaction was chosen to break a cycle, TransactionRolledBack when it was decided meanwhile.
         """
         if isinstance(error, LockConflict) and not isinstance(error, Deadlock) and error.holder is not None:
-            if self._clock() >= self._until_s:
+            if self._left_s() <= 0 or (self._scope is not None and error.holder == self._scope.xid):
                 raise error
-            await self._for_holder(error)
-            return
-        postgres_error = at.find_postgres_error(error)
-        if not is_broken_off(postgres_error) and not isinstance(error, LockConflict):
+            await self._for_holder(error, error.holder)
+        elif isinstance(error, LockConflict) or is_broken_off(at.find_postgres_error(error)):
+            self._broken_off += 1
+            pause_s = backoff_s(self._broken_off, SERIALIZATION_BASE_S, SERIALIZATION_CAP_S, self._around.dice)
+            if self._broken_off >= SERIALIZATION_TRIES_MAX or pause_s >= self._left_s():
+                raise error
+            await asyncio.sleep(pause_s)
+        else:
             raise error
-        self._broken_off += 1
-        pause_s = backoff_s(self._broken_off, SERIALIZATION_BASE_S, SERIALIZATION_CAP_S, self._dice)
-        if self._broken_off >= SERIALIZATION_TRIES_MAX or self._clock() + pause_s >= self._until_s:
-            raise error
-        await asyncio.sleep(pause_s)
 
-    async def _for_holder(self, conflict: LockConflict) -> None:
-        assert conflict.holder is not None  # noqa: S101 - the caller has looked
-        if self._scope is not None and conflict.holder == self._scope.xid:
-            raise conflict
-        left_s = max(self._until_s - self._clock(), 0.0)
-        request = Wait(
-            holder=conflict.holder,
-            holder_deadline_ms=None,
-            waiter=None if self._scope is None else self._scope.xid,
-            waiter_deadline_ms=None if self._scope is None else self._scope.deadline_ms,
-            resource=self._resource,
-            wait_ms=max(int(min(left_s, WAIT_SLICE_S) * 1000), 1),
-        )
+    async def _for_holder(self, conflict: LockConflict, holder: UUID) -> None:
+        self._place = self._lines.join(holder, self._place)
+        if not self._place.leads:
+            await self._for_turn(self._place, conflict)
+            return
+        # Once only: rows that are still there after the news are not what the news was about.
+        if self._holds_nothing() and holder in self._around.local and holder not in self._heard:
+            self._heard.add(holder)
+            if await self._around.settler.heard(holder, min(LOCAL_NEWS_S, self._left_s())):
+                return
         try:
-            answer = await self._transport.wait(request)
+            answer = await self._ask(holder)
         except CoordinatorUnavailable:
             # Somebody else may clear the rows meanwhile; the next try will see.
             self._broken_off += 1
-            pause_s = backoff_s(self._broken_off, SERIALIZATION_BASE_S, WAIT_SLICE_S, self._dice)
-            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = backoff_s(self._broken_off, SERIALIZATION_BASE_S, WAIT_SLICE_S, self._around.dice)
+            await asyncio.sleep(min(pause_s, max(self._left_s(), 0.0)))
             return
         self._raise_if_decided(answer, conflict)
         if is_decided(answer.holder):
             try:
-                await self._settler.follow(Settle(conflict.holder, answer.holder, answer.branches))
-            except DATABASE_AWAY:
-                await asyncio.sleep(min(SERIALIZATION_CAP_S, left_s))
+                await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
+            except (*DATABASE_AWAY, CoordinatorUnavailable):
+                await asyncio.sleep(min(SERIALIZATION_CAP_S, max(self._left_s(), 0.0)))
+
+    async def _for_turn(self, place: Place, conflict: LockConflict) -> None:
+        """Returns when this place is at the front, or when its line has stalled and it has left it."""
+        loop = asyncio.get_running_loop()
+        asked: asyncio.Task[WaitAnswer] | None = None
+        ask_at_s = loop.time() + QUEUE_SILENT_S
+        try:
+            while not place.leads:
+                if self._left_s() <= 0:
+                    raise conflict
+                if asked is not None and asked.done():
+                    if asked.exception() is None:
+                        self._raise_if_decided(asked.result(), conflict)
+                    asked, ask_at_s = None, loop.time() + QUEUE_SILENT_S
+                line = place.line
+                if line is None or loop.time() - line.moved_at_s >= LINE_STALL_S:
+                    self.close()
+                    return
+                if asked is None and loop.time() >= ask_at_s and not self._holds_nothing():
+                    asked = asyncio.create_task(self._ask(line.holder))
+                waited: set[asyncio.Future[WaitAnswer] | asyncio.Future[None]] = {place.turn}
+                if asked is not None:
+                    waited.add(asked)
+                pause_s = min(self._left_s(), QUEUE_SILENT_S)
+                await asyncio.wait(waited, timeout=max(pause_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if asked is not None:
+                asked.cancel()
+
+    async def _ask(self, holder: UUID) -> WaitAnswer:
+        wait_s = min(max(self._left_s(), 0.0), WAIT_SLICE_S)
+        request = Wait(
+            holder=holder,
+            holder_deadline_ms=None,
+            waiter=None if self._scope is None else self._scope.xid,
+            waiter_deadline_ms=None if self._scope is None else self._scope.deadline_ms,
+            resource=self._around.settler.resource,
+            wait_ms=max(int(wait_s * 1000), 1),
+        )
+        return await self._around.transport.wait(request)
+
+    def _holds_nothing(self) -> bool:
+        """Whether nobody can be waiting for this transaction: then it is part of no cycle."""
+        scope = self._scope
+        if scope is None:
+            return True
+        return isinstance(scope, Initiator) and not scope.branches and not scope.called and scope.open_branches <= 1
+
+    def _left_s(self) -> float:
+        return self._until_s - self._around.clock()
 
     def _raise_if_decided(self, answer: WaitAnswer, conflict: LockConflict) -> None:
         if self._scope is None or answer.waiter != Decision.ROLLED_BACK:

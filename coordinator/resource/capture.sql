@@ -25,61 +25,87 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     END;
 $$;
 
--- The same for an update of a table that foreign keys may update too (at.is_chained): a row may come several times.
--- Old and new rows are appended in pairs, so their numbers give the order of events; a key's first event says what
--- was there before, its last one what is there now.
+-- The same for an update of a table that foreign keys may update too (at.is_chained): a row may come several times, in
+-- versions that cannot be told apart by their place. What counts is the difference of old and new images of each key
+-- (see at.capture_statement); absence makes up for the missing ones where rows came or went.
 CREATE OR REPLACE FUNCTION at.touched_chains(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format(
-        'WITH at_events AS (
-         SELECT %1$s, 2 * row_number() OVER () AS at__pos, false AS at__came, %3$s AS at__image FROM at_old at_o
-         UNION ALL
-         SELECT %2$s, 2 * row_number() OVER () + 1, true, %4$s FROM at_new at_n
-       ), at_first AS (SELECT DISTINCT ON (%5$s) * FROM at_events ORDER BY %5$s, at__pos)
-       , at_last AS (SELECT DISTINCT ON (%5$s) * FROM at_events ORDER BY %5$s, at__pos DESC)
-       SELECT %6$s, CASE WHEN NOT at_f.at__came THEN at_f.at__image END AS at__before,
-              CASE WHEN at_e.at__came THEN at_e.at__image END AS at__after
-       FROM at_first at_f JOIN at_last at_e ON %7$s',
-        at.key_list(relation, 'at_o.%1$I AS %2$I'), at.key_list(relation, 'at_n.%1$I AS %2$I'),
-        at.image(relation, 'at_o'), at.image(relation, 'at_n'), at.key_list(relation, '%2$I'),
-        at.key_list(relation, 'at_f.%2$I'),
-        (SELECT string_agg(format('at_f.%1$I %2$s at_e.%1$I', k.undo_name, k.equals), ' AND ') FROM at.key(relation) k));
+    SELECT format($f$SELECT %1$s, CASE WHEN cardinality(at_d.olds) = 0 THEN (%2$s) ELSE at_d.olds[1] END AS at__before,
+             CASE WHEN cardinality(at_d.olds) = 0 THEN (%2$s) ELSE at_d.news[1] END AS at__after,
+             CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.olds END AS at__olds,
+             CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.news END AS at__news
+       FROM (
+         SELECT %1$s, coalesce(array_agg(at_e.at__image) FILTER (WHERE NOT at_e.at__came), '{}') AS at__olds,
+                coalesce(array_agg(at_e.at__image) FILTER (WHERE at_e.at__came), '{}') AS at__news
+         FROM (SELECT %3$s, false AS at__came, %4$s AS at__image FROM at_old at_o
+               UNION ALL SELECT %5$s, true, %6$s FROM at_new at_n) at_e
+         GROUP BY %1$s) at_e
+       CROSS JOIN LATERAL at.difference(
+         at_e.at__olds || array_fill(NULL::%7$s, ARRAY[greatest(cardinality(at_e.at__news) - cardinality(at_e.at__olds), 0)]),
+         at_e.at__news || array_fill(NULL::%7$s, ARRAY[greatest(cardinality(at_e.at__olds) - cardinality(at_e.at__news), 0)])
+       ) AS at_d$f$,
+        at.key_list(relation, 'at_e.%2$I'),
+        format('SELECT %s FROM %s at_t WHERE %s', at.image(relation, 'at_t'), relation,
+               (SELECT string_agg(format('at_t.%I %s at_e.%I', k.column_name, k.equals, k.undo_name), ' AND ')
+                FROM at.key(relation) k)),
+        at.key_list(relation, 'at_o.%1$I AS %2$I'), at.image(relation, 'at_o'),
+        at.key_list(relation, 'at_n.%1$I AS %2$I'), at.image(relation, 'at_n'), relation);
 $$;
 
--- Merges the touched rows into the undo table. A key met again keeps its first before image, and its after image is
--- read from the table, because captures do not come in the order of the writes: a write that a user's trigger makes is
--- captured before the statement that fired the trigger, and the triggers of one statement with several commands
--- (CTEs, cascades) come in any order. A late capture, of a write earlier than all that is known of the key, gives the
--- first before image. It is known by this: its after image is the known before image; it is not simply the next
--- write; and it comes from a shallower trigger depth with the row as it is now captured before, or from the same
--- depth with the row written before the first capture (cmin counts the commands of a transaction). Where a gap showed
--- that earlier writes of the same statement are still to come, the known before image is older: depth 0, never late.
+-- Takes away what stands in both lists of images, equal bit by bit, as often as it does. NULL (no row) equals NULL.
+CREATE OR REPLACE FUNCTION at.difference(INOUT olds anyarray, INOUT news anyarray)
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    i int := 1;
+    j int;
+BEGIN
+    WHILE i <= cardinality(olds) LOOP
+        j := 1;
+        WHILE j <= cardinality(news) AND NOT coalesce(olds[i] *= news[j],
+                olds[i] IS NOT DISTINCT FROM NULL AND news[j] IS NOT DISTINCT FROM NULL) LOOP
+            j := j + 1;
+        END LOOP;
+        IF j <= cardinality(news) THEN
+            olds := olds[:i - 1] || olds[i + 1:];
+            news := news[:j - 1] || news[j + 1:];
+        ELSE
+            i := i + 1;
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Merges the touched rows into the undo table, in whatever order captures come: a write that a user's trigger makes is
+-- captured before the statement that fired the trigger, and the triggers of one statement with several commands (CTEs,
+-- cascades) come in any order. The writes of a key are steps old -> new that form one path. Each image between is the
+-- end of one step and the start of another, so it falls out of the difference of all olds and all news; what is left
+-- is the first before and the last after image. Nothing is left when the path ends where it began: at the row as it is
+-- now. While steps in between are still to come, what is left is kept in olds and news.
 CREATE OR REPLACE FUNCTION at.capture_statement(relation regclass, operation text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format($f$INSERT INTO %1$s AS at_l (%2$s, xid, branch_id, before, after, depth)
-      SELECT %3$s, at__me, at__branch, at_r.at__before, at_r.at__after, pg_trigger_depth() FROM (%4$s) at_r
+    SELECT format($f$INSERT INTO %1$s AS at_l (%2$s, xid, branch_id, before, after%10$s)
+      SELECT %3$s, at__me, at__branch, at_r.at__before, at_r.at__after%11$s FROM (%4$s) at_r
       ON CONFLICT ON CONSTRAINT %5$I DO UPDATE SET
         xid = CASE WHEN at_l.xid = excluded.xid THEN at_l.xid ELSE at.refuse(%6$L, at_l.xid) END,
         branch_id = CASE WHEN at_l.branch_id = excluded.branch_id THEN at_l.branch_id END,
-        (before, after, depth, since) = (
-          SELECT CASE WHEN at_q.late THEN excluded.before ELSE at_l.before END, at_q.now,
-                 CASE WHEN at_q.late THEN excluded.depth WHEN at_q.linked THEN least(at_l.depth, excluded.depth) ELSE 0 END,
-                 at_q.first_cid
-          FROM (SELECT at_p.*,
-                  at_l.branch_id = excluded.branch_id AND at_l.depth > 0 AND %9$s AND NOT (at_p.linked AND %8$s)
-                  AND CASE WHEN excluded.depth < at_l.depth THEN coalesce(at_p.now_cid < at_l.cmin::text::bigint, true)
-                           WHEN excluded.depth = at_l.depth THEN coalesce(at_p.now_cid < at_p.first_cid, true)
-                           ELSE false END IS TRUE AS late
-                FROM (SELECT at_c.now, at_c.now_cid, %7$s AS linked, coalesce(at_l.since, at_l.cmin::text::bigint) AS first_cid
-                      FROM (SELECT) at_one LEFT JOIN LATERAL (
-                        SELECT %10$s AS now, at_t.cmin::text::bigint AS now_cid FROM %6$s at_t WHERE %11$s) at_c ON true
-                      OFFSET 0) at_p
-                OFFSET 0) at_q)$f$,
+        (before, after, olds, news) = (
+          SELECT CASE WHEN at_q.next THEN at_l.before WHEN cardinality(at_d.olds) = 0 THEN (%9$s) ELSE at_d.olds[1] END,
+                 CASE WHEN at_q.next THEN excluded.after WHEN cardinality(at_d.olds) = 0 THEN (%9$s) ELSE at_d.news[1] END,
+                 CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.olds END,
+                 CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.news END
+          FROM (SELECT at_l.olds IS NULL AND excluded.olds IS NULL AND %7$s AND NOT %8$s AS next OFFSET 0) at_q
+          LEFT JOIN LATERAL (
+            SELECT at_f.olds, at_f.news FROM at.difference(
+              coalesce(at_l.olds, ARRAY[at_l.before]) || coalesce(excluded.olds, ARRAY[excluded.before]),
+              coalesce(at_l.news, ARRAY[at_l.after]) || coalesce(excluded.news, ARRAY[excluded.after])) at_f
+            WHERE NOT at_q.next OFFSET 0) at_d ON true)$f$,
         at.undo_table(relation), at.key_list(relation, '%2$I'), at.key_list(relation, 'at_r.%2$I'),
         at.touched_rows(relation, operation), at.name_of(at.base_name(relation) || ':pk'), relation::text,
-        at.same_image('at_l.after', 'excluded.before'), at.same_image('at_p.now', 'excluded.after'),
-        at.same_image('at_l.before', 'excluded.after'), at.image(relation, 'at_t'),
-        at.key_match(relation, 'excluded', 'at_t'));
+        at.same_image('at_l.after', 'excluded.before'), at.same_image('at_l.before', 'excluded.after'),
+        format('SELECT %s FROM %s at_t WHERE %s', at.image(relation, 'at_t'), relation,
+               at.key_match(relation, 'excluded', 'at_t')),
+        CASE WHEN operation = 'update' AND at.is_chained(relation) THEN ', olds, news' ELSE '' END,
+        CASE WHEN operation = 'update' AND at.is_chained(relation) THEN ', at_r.at__olds, at_r.at__news' ELSE '' END);
 $$;
 
 -- Statements that stop a plain writer at a locked key. Above READ COMMITTED its snapshot may be older than the lock,
@@ -99,8 +125,8 @@ $f$, at.undo_table(relation), concat_ws(' UNION ALL ',
             at.undo_table(relation), at.key_match(relation, 'at_l', 'at_n')) END), relation::text)
     || CASE WHEN operation = 'delete' THEN '' ELSE format(
 $f$    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-      INSERT INTO %1$s (%2$s, xid, depth)
-        SELECT %3$s, at__nobody, 0 FROM at_new at_n %4$s
+      INSERT INTO %1$s (%2$s, xid)
+        SELECT %3$s, at__nobody FROM at_new at_n %4$s
         ON CONFLICT DO NOTHING;
       DELETE FROM %1$s WHERE xid = at__nobody;
     END IF;

@@ -71,7 +71,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     LEFT JOIN pg_collation co ON co.oid = a.attcollation
     LEFT JOIN pg_namespace cn ON cn.oid = co.collnamespace
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN a.attname IN ('xid', 'branch_id', 'before', 'after', 'depth', 'since')
+        SELECT CASE WHEN a.attname IN ('xid', 'branch_id', 'before', 'after', 'olds', 'news')
                     THEN 'key_' || a.attname ELSE a.attname END::name AS undo_name
     ) u
     WHERE i.indrelid = key.relation AND i.indisprimary

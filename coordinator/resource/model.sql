@@ -6,7 +6,7 @@
 --   at."S.T"       one table per managed table S.T, its undo table. Key columns of S.T with their own types as
 --                  primary key (a key column named like one of the following is called key_<name>), xid, branch_id
 --                  (NULL when several branches of xid touched the row), before and after image as rows of S.T,
---                  depth and since (trigger depth of the captures and command of the first, which tell a late one).
+--                  olds and news (NULL but while captures of one statement are still to come, see capture.sql).
 --                  One row is the global lock and the net undo record of one key. Both images may be NULL: the
 --                  row came and went within xid. Generated columns are NULL in images.
 --   at.managed     the registry of managed tables, with the generated statements of phase two.

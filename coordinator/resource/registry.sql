@@ -160,7 +160,7 @@ BEGIN
     END IF;
     IF to_regclass(undo) IS NULL THEN
         EXECUTE format(
-            'CREATE TABLE %s (%s, xid uuid NOT NULL, branch_id uuid, before %s, after %3$s, depth smallint NOT NULL, since bigint, CONSTRAINT %I PRIMARY KEY (%s)) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_threshold = -1)',
+            'CREATE TABLE %s (%s, xid uuid NOT NULL, branch_id uuid, before %s, after %3$s, olds %3$s[], news %3$s[], CONSTRAINT %I PRIMARY KEY (%s)) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_insert_threshold = -1)',
             undo, (SELECT string_agg(definition, ', ' ORDER BY ordinal) FROM at.key(p_relation)), p_relation,
             at.name_of(base || ':pk'), wanted);
         EXECUTE format('CREATE INDEX %I ON %s (xid)', at.name_of(base || ':xid'), undo);

@@ -34,7 +34,7 @@ $$;
 CREATE OR REPLACE FUNCTION at.compare_statement(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format(
-        'SELECT jsonb_agg(at_x.problem) FROM (SELECT %s AS problem FROM (SELECT at_l.*, %s AS at__now FROM %s at_l LEFT JOIN %s at_t ON %s WHERE %s OFFSET 0) at_l WHERE NOT %s LIMIT $3) at_x',
+        'SELECT jsonb_agg(at_x.problem) FROM (SELECT %s AS problem FROM (SELECT at_l.*, %s AS at__now FROM %s at_l LEFT JOIN %s at_t ON %s WHERE %s OFFSET 0) at_l WHERE NOT %s OR at_l.olds IS NOT NULL LIMIT $3) at_x',
         at.problem(relation, 'at_l.after', 'at_l.at__now', 'the row was changed behind the triggers'), at.image_now(relation),
         at.undo_table(relation), relation, at.key_match(relation, 'at_l', 'at_t'), at.scope(),
         at.same_image('at_l.after', 'at_l.at__now'));

@@ -160,8 +160,8 @@ class Nudger:
             if own:
                 await self._submit(own, target.owner)
             return
-        self.failed += 1
         if urls:
+            self.failed += 1
             self._warn(lane, problem)
 
     async def _post(self, target: NudgeUrl, body: bytes) -> list[Confirm]:

@@ -117,23 +117,24 @@ BEGIN
             );
     END IF;
 
-    UPDATE tc.global_transaction g SET
-        settlement = n.settlement,
-        settled_at = CASE WHEN n.settlement = 2 THEN v_now END,
-        next_nudge_at = CASE WHEN n.waiting THEN coalesce(g.next_nudge_at, v_now + p_renudge) END
-    FROM (
-        SELECT t.xid,
-            coalesce(bool_or(b.state = 0 AND (b.committed OR t.decision = 2)), false) AS waiting,
-            CASE
-                WHEN bool_or(b.state = 3) THEN 3
-                WHEN bool_or(b.state = 0 AND (b.committed OR t.decision = 2)) THEN 1
-                ELSE 2
-            END AS settlement
-        FROM tc.global_transaction t LEFT JOIN tc.branch b ON b.xid = t.xid
-        WHERE t.decision <> 0 AND t.xid = ANY (p_wish_xid || p_register_xid || p_confirm_xid)
-        GROUP BY t.xid
-    ) AS n
-    WHERE g.xid = n.xid AND g.settlement <> n.settlement;
+    IF cardinality(p_wish_xid) + cardinality(p_register_xid) + cardinality(p_confirm_xid) > 0 THEN
+        -- Lateral, so that the branches of each transaction are looked up and never all read.
+        UPDATE tc.global_transaction g SET
+            settlement = n.settlement,
+            settled_at = CASE WHEN n.settlement = 2 THEN v_now END,
+            next_nudge_at = CASE WHEN n.waiting THEN coalesce(g.next_nudge_at, v_now + p_renudge) END
+        FROM (SELECT DISTINCT x.xid FROM unnest(p_wish_xid || p_register_xid || p_confirm_xid) AS x (xid)) AS t
+        JOIN tc.global_transaction d ON d.xid = t.xid AND d.decision <> 0
+        CROSS JOIN LATERAL (
+            SELECT bool_or(b.state = 3) AS quarantined, bool_or(b.state = 0 AND (b.committed OR d.decision = 2)) AS waiting
+            FROM tc.branch b WHERE b.xid = t.xid
+        ) AS a
+        CROSS JOIN LATERAL (
+            SELECT coalesce(a.waiting, false) AS waiting,
+                CASE WHEN a.quarantined THEN 3 WHEN a.waiting THEN 1 ELSE 2 END AS settlement
+        ) AS n
+        WHERE g.xid = t.xid AND g.settlement <> n.settlement;
+    END IF;
 
     IF v_fresh IS NULL THEN
         PERFORM set_config('synchronous_commit', 'off', true);

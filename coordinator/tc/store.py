@@ -35,6 +35,14 @@ _driver: Any = asyncpg
 VERSION = 1
 """Of the store's schema. A store with a greater one belongs to a newer coordinator and is left alone."""
 
+SESSION = {
+    "application_name": "coordinator",
+    # Every statement looks rows up by key, in tables whose statistics are always old: plan once, and by index.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "jit": "off",
+}
+
 INSTALL_LOCK = 4_108_302_561_017
 STORE_ERRORS = (OSError, TimeoutError, pg.PostgresError, pg.InterfaceError, pg.InternalClientError)
 """What may come out of a store that is away, starting, failed over or full: worth another try."""
@@ -118,7 +126,7 @@ class Store:
             init=self._admit,
             reset=_keep_as_is,
             timeout=self._limits.store_timeout_s,
-            server_settings={"application_name": "coordinator", "jit": "off"},
+            server_settings=SESSION,
         )
 
     async def close(self) -> None:

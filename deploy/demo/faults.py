@@ -12,7 +12,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from deploy.demo.cast import Cast, tonight
-from deploy.demo.world import Answer, Failed, Person, difference, eventually
+from deploy.demo.world import PATIENCE_S, RETRY_PAUSE_S, Answer, Failed, Person, difference, eventually
 
 Figures = dict[str, Any]
 RACERS = 50
@@ -29,8 +29,8 @@ async def failing_booking(cast: Cast) -> tuple[Figures, str]:
     clash = await cast.quote(owner, cast.things["listing"], [pet], first - timedelta(days=1), 3)
     await cast.quiet()
     before = await cast.databases.steady_fingerprint()
-    answer = await owner.call("POST", "/api/orders", {"quote": clash["quote"]}, key=secrets.token_hex(16))
-    if answer.status != 409 or answer.body.get("code") != "pet-already-booked":
+    answer = await _book_with_patience(owner, clash["quote"])
+    if answer.status != 409 or answer.code != "pet-already-booked":
         raise Failed(f"the clash was answered {answer.status} {answer.body} instead of 409 pet-already-booked")
     waited_s = await cast.quiet()
     changed = difference(before, await cast.databases.steady_fingerprint())
@@ -70,7 +70,7 @@ async def _race(cast: Cast, listing: str, racers: list[Person], pets: list[str],
         *(_book_with_patience(person, quote["quote"]) for person, quote in zip(racers, quotes, strict=True))
     )
     raced_s = time.monotonic() - started
-    codes = Counter(str(a.status) if a.status == 201 else str(a.body.get("code")) for a in answers)
+    codes = Counter(str(a.status) if a.status == 201 else a.code for a in answers)
     await cast.quiet()
     rows = await cast.databases.rows(
         "capacity",
@@ -89,13 +89,12 @@ async def _race(cast: Cast, listing: str, racers: list[Person], pets: list[str],
 async def _book_with_patience(person: Person, quote: str) -> Answer:
     """Repeats with the same key while the answer is to come back later, as a good client does."""
     key = secrets.token_hex(16)
-    for _ in range(30):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
         answer = await person.call("POST", "/api/orders", {"quote": quote}, key=key)
-        busy = answer.status in (429, 503) or answer.body.get("code") in ("lock-busy", "idempotency-in-flight")
-        if not busy:
+        if not answer.is_for_later or time.monotonic() > deadline:
             return answer
-        await asyncio.sleep(0.5)
-    return answer
+        await asyncio.sleep(RETRY_PAUSE_S)
 
 
 async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
@@ -106,8 +105,7 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     await cast.quiet()
     pid = cast.system.coordinator_pid()
     os.kill(pid, signal.SIGSTOP)
-    key = secrets.token_hex(16)
-    booking = asyncio.ensure_future(owner.call("POST", "/api/orders", {"quote": quote["quote"]}, key=key))
+    booking = asyncio.ensure_future(_book_with_patience(owner, quote["quote"]))
     open_rows: dict[str, int] = {}
 
     async def branches_are_open() -> bool:
@@ -122,7 +120,6 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     cast.say(f"coordinator {pid} killed with undecided rows in {', '.join(sorted(open_rows))}.")
     answer = await booking
     settled_s = await cast.quiet()
-    answer = await _same_again(owner, quote["quote"], key, answer)
     orders = 0
     for name in cast.databases.dsns:
         if name.startswith("order@"):
@@ -143,13 +140,3 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     cast.say(f"the new coordinator took over; {answer.body['order_id']} stands once, settled after {settled_s} s.")
     figures = {"undecided_rows_at_kill": open_rows, "settled_s": settled_s, "orders": orders}
     return figures, "One booking, one order, its nights held once; nothing stuck."
-
-
-async def _same_again(owner: Person, quote: str, key: str, answer: Answer) -> Answer:
-    """A caller that got no clear answer repeats with the same key, and gets one booking."""
-    for _ in range(60):
-        if answer.status == 201:
-            return answer
-        await asyncio.sleep(1)
-        answer = await owner.call("POST", "/api/orders", {"quote": quote}, key=key)
-    return answer

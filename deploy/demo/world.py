@@ -12,12 +12,20 @@ from typing import Any, Protocol
 
 import aiohttp
 import asyncpg
+from asyncpg.exceptions import InterfaceError
 
 CALL_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 30.0
 POLL_S = 0.1
+PATIENCE_S = 45.0
+"""How long a person of the story asks again while something is away."""
+RETRY_PAUSE_S = 0.4
+NO_ANSWER = 0
+LATER_STATUSES = frozenset({NO_ANSWER, 429, 502, 503, 504})
+LATER_CODES = frozenset({"lock-busy", "idempotency-in-flight", "tx-ended", "branch-repeated"})
+DONE_BEFORE = frozenset({"illegal-transition", "illegal-status", "already-reviewed", "login-taken"})
 STEADY_S = 1.0
-SERVICES_OF_SHARDS = ("user", "order")
+AWAY_ERRORS = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, InterfaceError)
 
 
 class Failed(Exception):
@@ -51,6 +59,16 @@ class Answer:
     body: Any
     headers: Mapping[str, str]
 
+    @property
+    def code(self) -> str:
+        """The problem's code, empty where there is none."""
+        return str(self.body.get("code", "")) if isinstance(self.body, dict) else ""
+
+    @property
+    def is_for_later(self) -> bool:
+        """Whether the same question may be answered otherwise in a moment."""
+        return self.status in LATER_STATUSES or self.code in LATER_CODES
+
 
 @dataclass
 class Person:
@@ -69,11 +87,24 @@ class Person:
         return await self.api.call(method, path, body, headers)
 
     async def must(self, method: str, path: str, body: Any = None, *, keyed: bool = False) -> Any:
-        """The body of an answer that must be a success. Raises Failed with the problem otherwise."""
-        answer = await self.call(method, path, body, key=secrets.token_hex(16) if keyed else None)
-        if not 200 <= answer.status < 300:
-            raise Failed(f"{self.name}: {method} {path} answered {answer.status}: {answer.body}")
-        return answer.body
+        """The body of an answer that must be a success. Raises Failed with the problem otherwise.
+
+        Asks again while a part of the system is away, as a good client does: with the same Idempotency-Key where
+        there is one; else what the first try may have done already (`DONE_BEFORE`) counts as done, with an empty body.
+        """
+        key = secrets.token_hex(16) if keyed else None
+        deadline = time.monotonic() + PATIENCE_S
+        tries = 0
+        while True:
+            tries += 1
+            answer = await self.call(method, path, body, key=key)
+            if 200 <= answer.status < 300:
+                return answer.body
+            if tries > 1 and answer.code in DONE_BEFORE:
+                return {}
+            if not answer.is_for_later or time.monotonic() > deadline:
+                raise Failed(f"{self.name}: {method} {path} answered {answer.status}: {answer.body}")
+            await asyncio.sleep(RETRY_PAUSE_S)
 
 
 @dataclass
@@ -84,17 +115,20 @@ class Api:
     session: aiohttp.ClientSession
 
     async def call(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
-        """One request; an answer that is not JSON is given as text."""
+        """One request; an answer that is not JSON is given as text, none at all as status NO_ANSWER."""
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-        async with self.session.request(
-            method, f"{self.url}{path}", json=body, headers=dict(headers), timeout=timeout
-        ) as response:
-            text = await response.text()
-            try:
-                decoded = await response.json(content_type=None) if text else None
-            except ValueError:
-                decoded = text
-            return Answer(response.status, decoded, dict(response.headers))
+        try:
+            async with self.session.request(
+                method, f"{self.url}{path}", json=body, headers=dict(headers), timeout=timeout
+            ) as response:
+                text = await response.text()
+                try:
+                    decoded = await response.json(content_type=None) if text else None
+                except ValueError:
+                    decoded = text
+                return Answer(response.status, decoded, dict(response.headers))
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            return Answer(NO_ANSWER, f"no answer: {type(error).__name__}", {})
 
 
 @dataclass
@@ -118,8 +152,16 @@ class Databases:
             await connection.close()
 
     async def rows(self, name: str, query: str, *values: object) -> list[asyncpg.Record]:
-        """Rows of one database."""
-        return list(await (await self.connection(name)).fetch(query, *values))
+        """Rows of one database; waits for a server that is being started again."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return list(await (await self.connection(name)).fetch(query, *values))
+            except AWAY_ERRORS:
+                if time.monotonic() > deadline:
+                    raise
+                self._connections.pop(name, None)
+                await asyncio.sleep(RETRY_PAUSE_S)
 
     async def locks(self) -> dict[str, int]:
         """Global locks (and undo rows: they are the same rows) in every database that has any."""

@@ -9,9 +9,9 @@ import asyncpg
 
 from deploy.embedded.provision import DatabasePlan
 from services.catalog import spec_of
-from services.kit.migrate import migrate
+from services.kit.migrate import Placement, migrate
 from services.kit.spec import ServiceSpec
-from sharding import Bucket, ShardId, create_catalog, install_guard, load_map
+from sharding import Bucket, ShardId, create_catalog, load_map
 
 CONNECT_TIMEOUT_S = 10
 
@@ -32,22 +32,15 @@ def migrate_database(database: DatabasePlan, shard_map_dsn: str) -> None:
 
 
 async def _migrate(spec: ServiceSpec, database: DatabasePlan, shard_map_dsn: str) -> None:
-    await migrate(spec, database.admin_dsn, database.role)
-    if spec.storage == "sharded":
-        await _guard(spec, database, shard_map_dsn)
+    placement = await _placement(ShardId(database.server), shard_map_dsn) if spec.storage == "sharded" else None
+    await migrate(spec, database.admin_dsn, database.role, placement)
 
 
-async def _guard(spec: ServiceSpec, database: DatabasePlan, shard_map_dsn: str) -> None:
-    """Has the shard refuse rows of buckets that it does not own."""
-    shard = ShardId(database.server)
+async def _placement(shard: ShardId, shard_map_dsn: str) -> Placement:
+    """Which buckets the shard map gives `shard` now."""
     catalog: asyncpg.Connection = await asyncpg.connect(shard_map_dsn, timeout=CONNECT_TIMEOUT_S)
     try:
         placements = (await load_map(catalog)).placements
     finally:
         await catalog.close()
-    owned = [Bucket(number) for number, owner in enumerate(placements) if owner == shard]
-    connection: asyncpg.Connection = await asyncpg.connect(database.admin_dsn, timeout=CONNECT_TIMEOUT_S)
-    try:
-        await install_guard(connection, spec.guarded, shard, owned, roles=[database.role])
-    finally:
-        await connection.close()
+    return Placement(shard, [Bucket(number) for number, owner in enumerate(placements) if owner == shard])

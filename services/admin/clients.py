@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
+import msgspec
+
 from services.admin.config import CHECKED, HEALTH_TIMEOUT_S
 from services.kit.clients import Outgoing
 from services.kit.problems import unavailable
@@ -52,8 +54,12 @@ class Others:
             response = await self._http.request("GET", f"{url}/ready", timeout_s=HEALTH_TIMEOUT_S)
         except ConnectionError as error:
             return {"status": "down", "detail": type(error).__name__}
-        body = response.json()
-        return body if isinstance(body, dict) else {"status": "ok" if response.status < 400 else "down"}
+        status = {"status": "ok" if response.status < 400 else "down"}
+        try:
+            body = response.json()
+        except msgspec.DecodeError:
+            return status
+        return {**body, **status} if isinstance(body, dict) else status
 
     async def transactions(self, path: str, params: dict[str, str] | None = None) -> tuple[int, Any]:
         """What the coordinator answers at `path`: status and body. 503 when no replica answers."""

@@ -48,7 +48,7 @@ class Prices(Strict, frozen=True):
 
     weekend_percent: Percent = 0
     extra_pet_percent: Percent = 100
-    long_stay: list[Tier] = []
+    long_stay: tuple[Tier, ...] = ()
 
 
 class Publish(Strict, frozen=True):
@@ -65,9 +65,9 @@ class Publish(Strict, frozen=True):
     policy: PolicyName = "one_day"
     instant_book: bool = False
     time_zone: str = "Asia/Shanghai"
-    schedule: Schedule = Schedule()
-    prices: Prices = Prices()
-    capacity: dict[Pool, Places] = {}
+    schedule: Schedule = msgspec.field(default_factory=Schedule)
+    prices: Prices = msgspec.field(default_factory=Prices)
+    capacity: dict[Pool, Places] = msgspec.field(default_factory=dict)
 
 
 class Change(Strict, frozen=True):

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from asyncpg.exceptions import PostgresError
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Scope, Send
@@ -28,6 +29,9 @@ NAMED_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 """How a body's validation says which field is too much or missing."""
 WHOLE_BODY = "data"
 """The key under which the validation reports what concerns the body itself."""
+
+AWAY_CLASSES = ("08", "53", "57")
+"""Classes of SQLSTATEs by which a server says that it cannot serve at the moment, whatever it was asked."""
 
 log = structlog.get_logger(__name__)
 
@@ -159,6 +163,11 @@ def _from_validation(error: ValidationException) -> Problem:
     return bad_request(f"The request does not fit: {told}", code="invalid-request", errors=errors)
 
 
+def _is_away(error: BaseException | None) -> bool:
+    """Whether PostgreSQL says that it is starting, stopping, out of connections, or was interrupted."""
+    return str(getattr(error, "sqlstate", None) or "")[:2] in AWAY_CLASSES
+
+
 def problem_for(error: BaseException) -> Problem | None:
     """The problem that an exception means, or None when it is a bug."""
     match error:
@@ -175,8 +184,10 @@ def problem_for(error: BaseException) -> Problem | None:
             return Problem(error.status_code, code, error.detail, headers=error.headers)
         case OperationalError() | InterfaceError():
             return unavailable("database-unavailable", "A database does not answer. Nothing was done; try again.")
-        case DBAPIError() if error.connection_invalidated:
-            return unavailable("database-unavailable", "A database connection broke. Nothing was done; try again.")
+        case DBAPIError() if error.connection_invalidated or _is_away(error.orig):
+            return unavailable("database-unavailable", "A database does not answer. Nothing was done; try again.")
+        case PostgresError() if _is_away(error):
+            return unavailable("database-unavailable", "A database does not answer. Nothing was done; try again.")
         case ConnectionError() | TimeoutError():
             return unavailable("dependency-unavailable", "A part of the system does not answer. Try again.")
         case _:

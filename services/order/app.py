@@ -15,7 +15,9 @@ from services.order.use_cases import Booking, Care, Changes, Desk, Expiry, Figur
 from services.order.use_cases.months import Months
 
 
-def create_app(settings: Settings, *, clock: Clock = system_clock) -> Litestar:
+def create_app(
+    settings: Settings, *, clock: Clock = system_clock, sweep_interval_s: float = SWEEP_INTERVAL_S
+) -> Litestar:
     """The service as an ASGI application. Nothing connects before it starts."""
     runtime = Runtime(SPEC, settings, clock=clock)
     desk = Desk(runtime)
@@ -24,7 +26,7 @@ def create_app(settings: Settings, *, clock: Clock = system_clock) -> Litestar:
     async def sweep() -> None:
         await expiry.sweep()
 
-    runtime.every(SWEEP_INTERVAL_S, sweep, "order.sweep")
+    runtime.every(sweep_interval_s, sweep, "order.sweep")
     runtime.every(MONTHS_INTERVAL_S, months.ensure, "order.months")
     app = build_app(
         runtime,

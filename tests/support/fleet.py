@@ -89,20 +89,36 @@ class Fleet:
         return await asyncpg.connect(self.dsns[shard])
 
 
+async def make_fleet(catalog_dsn: str, dsns: dict[ShardId, str]) -> None:
+    """Makes tables, guards and catalog in empty databases."""
+    for dsn in dsns.values():
+        engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://"))
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+        await engine.dispose()
+    await reset_fleet(catalog_dsn, dsns)
+
+
+async def reset_fleet(catalog_dsn: str, dsns: dict[ShardId, str]) -> None:
+    """Empties the tables and puts map and guards back to even."""
+    catalog = await asyncpg.connect(catalog_dsn)
+    await catalog.execute("DROP SCHEMA IF EXISTS sharding CASCADE")
+    first = await create_catalog(catalog, sorted(dsns))
+    await catalog.close()
+    for shard, dsn in dsns.items():
+        raw = await asyncpg.connect(dsn)
+        await raw.execute("DROP SCHEMA IF EXISTS sharding CASCADE; TRUNCATE invoices, lines, logins")
+        await install_guard(raw, ["invoices", "lines", "logins"], shard, first.buckets_of(shard))
+        await raw.close()
+
+
 @asynccontextmanager
-async def fleet_over(catalog_dsn: str, dsns: dict[ShardId, str], **engine_options: Any) -> AsyncIterator[Fleet]:
-    """Makes tables, guards and catalog in empty databases and connects."""
+async def fleet_over(catalog_dsn: str, dsns: dict[ShardId, str]) -> AsyncIterator[Fleet]:
+    """Connects to a fleet that was made."""
     async with AsyncExitStack() as stack:
         engines: dict[ShardId, AsyncEngine] = {}
-        catalog = await asyncpg.connect(catalog_dsn)
-        stack.push_async_callback(catalog.close)
-        first = await create_catalog(catalog, sorted(dsns))
         for shard, dsn in dsns.items():
-            url = dsn.replace("postgresql://", "postgresql+asyncpg://")
-            engines[shard] = create_async_engine(url, **engine_options)
+            engines[shard] = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://"))
             stack.push_async_callback(engines[shard].dispose)
-            async with engines[shard].begin() as connection:
-                await connection.run_sync(metadata.create_all)
-                await install_guard(connection, ["invoices", "lines", "logins"], shard, first.buckets_of(shard))
         store = await stack.enter_async_context(MapStore(catalog_dsn, poll_interval_s=30))
         yield Fleet(catalog_dsn, dsns, store, Shards(store, engines))

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from deploy.embedded.privileges import NOBODY_ID, is_root
 from deploy.embedded.topology import CHECKOUT
 
 TIMEOUT_S = 90
@@ -189,16 +191,25 @@ def test_without_uv_pip_installs(checkout: Path, machine: dict[str, str], tmp_pa
     assert (checkout / ".venv" / "bin" / "pip").exists()
 
 
-def test_it_says_so_when_the_packages_are_missing_and_the_folder_is_closed(
-    checkout: Path, machine: dict[str, str], tmp_path: Path
-) -> None:
+def test_it_says_so_when_the_packages_are_missing_and_the_folder_is_closed(machine: dict[str, str]) -> None:
     """An ordinary user in somebody else's checkout hears whose turn it is."""
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    checkout.chmod(0o500)
-    try:
-        done = launch(checkout / "pawstay", "up", environ=machine, cwd=tmp_path)
-        assert done.returncode == 7
-        assert "may not be written" in done.stderr
-    finally:
-        checkout.chmod(0o700)
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "checkout"
+        checkout.mkdir()
+        for name in ("pawstay", "requirements.lock"):
+            shutil.copy(CHECKOUT / name, checkout / name)
+        Path(folder).chmod(0o755)
+        checkout.chmod(0o555)
+        done = subprocess.run(
+            [str(checkout / "pawstay"), "up"],
+            env={**machine, "PATH": os.defpath},
+            cwd="/",
+            user=NOBODY_ID if is_root() else None,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        checkout.chmod(0o755)
+    assert done.returncode == 7
+    assert "may not be written" in done.stderr

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
-import psutil
 import pytest
 
 from deploy.embedded.programs import ProcessRecord
 from deploy.embedded.state import SystemState
 from deploy.embedded.system import EmbeddedSystem
+from services.catalog import SERVICES
 from tests.support.commands import pawstay, processes_below
 from tests.support.servers import free_port
 
@@ -108,7 +108,6 @@ async def test_what_was_written_survives_the_death_of_everything(system: Embedde
     await connection.execute("CREATE TABLE IF NOT EXISTS kept (n int); INSERT INTO kept VALUES (42)")
     await connection.close()
     state = system.running()
-    port = int(state.gateway_url.rsplit(":", 1)[1])
     everything = [state.supervisor(), *records(state)]
     for record in everything:
         process = record.process()
@@ -116,7 +115,7 @@ async def test_what_was_written_survives_the_death_of_everything(system: Embedde
             process.send_signal(signal.SIGKILL)
     for record in everything:
         wait_gone(record)
-    await asyncio.to_thread(system.up, port)
+    await asyncio.to_thread(system.up, int(state.gateway_url.rsplit(":", 1)[1]))
     connection = await asyncpg.connect(dsn)
     try:
         assert await connection.fetchval("SELECT n FROM kept") == 42
@@ -124,8 +123,10 @@ async def test_what_was_written_survives_the_death_of_everything(system: Embedde
         await connection.close()
 
 
-def test_a_killed_supervisor_takes_its_programs_along_and_down_leaves_nothing(system: EmbeddedSystem) -> None:
-    """After kill -9 of the supervisor `down` ends what is left, and `up` starts anew."""
+def test_a_killed_supervisor_takes_its_programs_along_and_down_leaves_nothing(
+    system: EmbeddedSystem, tmp_path: Path
+) -> None:
+    """After kill -9 of the supervisor `down` ends what is left; then nothing runs, and every command says so."""
     state = system.running()
     os.kill(state.supervisor_pid, signal.SIGKILL)
     wait_gone(state.supervisor())
@@ -133,17 +134,23 @@ def test_a_killed_supervisor_takes_its_programs_along_and_down_leaves_nothing(sy
     for record in records(state):
         wait_gone(record)
     assert processes_below(system.folder) == []
-    system.up(int(state.gateway_url.rsplit(":", 1)[1]))
+    again = pawstay("down", "--data", str(system.folder), folder=tmp_path)
+    assert (again.code, "Nothing runs" in again.text) == (0, True)
+    shown = pawstay("status", "--data", str(system.folder), folder=tmp_path)
+    assert (shown.code, "Nothing runs" in shown.text) == (3, True)
 
 
-def test_down_stops_every_process_and_can_be_repeated(system: EmbeddedSystem, tmp_path: Path) -> None:
-    """No process is left, nobody listens any more, and a second `down` says that nothing runs."""
-    state = system.running()
-    first = pawstay("down", "--data", str(system.folder), folder=tmp_path)
-    assert (first.code, "PawStay is down" in first.text) == (0, True)
-    assert processes_below(system.folder) == []
-    assert not any(psutil.pid_exists(record.pid) and record.process() for record in records(state))
-    second = pawstay("down", "--data", str(system.folder), folder=tmp_path)
-    assert (second.code, "Nothing runs" in second.text) == (0, True)
-    third = pawstay("status", "--data", str(system.folder), folder=tmp_path)
-    assert (third.code, "Nothing runs" in third.text) == (3, True)
+def test_with_split_each_service_has_a_process_and_down_stops_them_all(tmp_path: Path) -> None:
+    """The same system in one process a service; a clean `down` leaves no process."""
+    split = EmbeddedSystem(tmp_path / "split")
+    try:
+        state = split.up(free_port(), split=True)
+        names = {program.name for program in state.programs if program.kind == "services"}
+        assert names == {spec.name for spec in SERVICES}
+        split.wait_healed("order", split.kill("order"))
+        done = pawstay("down", "--data", str(split.folder), folder=tmp_path)
+        assert (done.code, "PawStay is down" in done.text) == (0, True)
+        assert [record for record in records(state) if record.process()] == []
+    finally:
+        split.down()
+    assert processes_below(split.folder) == []

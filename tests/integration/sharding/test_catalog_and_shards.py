@@ -33,7 +33,7 @@ from tests.support.fleet import SHARD_0, SHARD_1, Fleet, invoices
 from tests.support.servers import TestPostgres
 
 NEW = IdMaker()
-WAIT_S = 10
+WAIT_S = 30
 
 
 async def switch(fleet: Fleet, bucket: int, *, source: ShardId, target: ShardId) -> None:

@@ -100,11 +100,12 @@ async def test_a_writer_that_began_before_the_fence_is_refused_after_it(shard, d
     """Its old snapshot still shows the bucket as owned; nothing of it is written, and it reads as a move."""
     late = await asyncpg.connect(database)
     try:
+        writing = late.transaction(isolation=isolation)
+        await writing.start()
+        assert await late.fetchval("SELECT state FROM sharding.bucket WHERE bucket = 3") == "owned"
+        await set_bucket_states(shard, [Bucket(3)], BucketState.MOVED, epoch=2)
         with pytest.raises(PostgresError) as caught:
-            async with late.transaction(isolation=isolation):
-                assert await late.fetchval("SELECT state FROM sharding.bucket WHERE bucket = 3") == "owned"
-                await set_bucket_states(shard, [Bucket(3)], BucketState.MOVED, epoch=2)
-                await late.execute("INSERT INTO notes VALUES (3, 1, 'late')")
+            await late.execute("INSERT INTO notes VALUES (3, 1, 'late')")
         assert is_moved(caught.value)
         assert await shard.fetchval("SELECT count(*) FROM notes") == 0
     finally:
@@ -116,11 +117,11 @@ async def test_an_ordinary_serialization_failure_is_no_move(shard, database: str
     await shard.execute("INSERT INTO notes VALUES (3, 1, 'a')")
     late = await asyncpg.connect(database)
     try:
+        await late.transaction(isolation="repeatable_read").start()
+        await late.fetchval("SELECT count(*) FROM notes")
+        await shard.execute("UPDATE notes SET body = 'b'")
         with pytest.raises(SerializationError) as caught:
-            async with late.transaction(isolation="repeatable_read"):
-                await late.fetchval("SELECT count(*) FROM notes")
-                await shard.execute("UPDATE notes SET body = 'b'")
-                await late.execute("UPDATE notes SET body = 'c'")
+            await late.execute("UPDATE notes SET body = 'c'")
         assert not is_moved(caught.value)
     finally:
         await late.close()
@@ -153,7 +154,7 @@ async def test_a_fence_waits_for_running_writers_and_new_writers_wait_for_the_fe
 async def _until_blocked(watcher, count: int) -> None:
     async with asyncio.timeout(10):
         waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
-        while await watcher.fetchval(waiting) < count:
+        while await watcher.fetchval(waiting) < count:  # noqa: ASYNC110 - a table of locks has no event
             await asyncio.sleep(0.01)
 
 
@@ -253,7 +254,7 @@ async def test_without_the_row_lock_a_snapshot_writer_would_be_lost(shard, datab
 
 async def test_postgresql_and_python_hash_every_key_alike(shard) -> None:
     """The twin agrees on text, bytes, UUIDs and numbers."""
-    texts = [text for text in _examples(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))]
+    texts = _examples(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
     found = await shard.fetch("SELECT sharding.bucket_of(k) AS b FROM unnest($1::text[]) AS k", texts)
     assert [row["b"] for row in found] == [bucket_of(text) for text in texts]
     blobs = _examples(st.binary())

@@ -120,7 +120,7 @@ async def shop(postgres: TestPostgres, tc: TcProcess) -> AsyncIterator[Shop]:
 
         async with served(app) as url:
             coordinator = Coordinator([tc.url], tc.tokens("shop"), tc.verifier("shop"), nudge_url=url + NUDGE_PATH)
-            west = coordinator.resource(f"shop-{bank.west.name}", bank.pool)
+            west = coordinator.resource(bank.west.name, bank.pool)
             async with coordinator:
                 inner[0] = shop_app(coordinator, west, nudged)
                 client = TransactionalClient(http, base_url=url, tokens=tc.tokens("bank"), audience="shop")

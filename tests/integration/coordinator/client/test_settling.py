@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from coordinator.client import CoordinatorUnavailable, TransactionRolledBack
+from coordinator.client import Coordinator, CoordinatorUnavailable, TransactionRolledBack
 from coordinator.client.context import Participant, bound
 from coordinator.client.phase_two import NO_BRANCH, follow_commits, follow_rollback
 from coordinator.protocol.ids import BranchId, ResourceName, uuid7
@@ -42,11 +42,15 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+async def nothing_named(xid: UUID) -> dict[UUID, str]:
+    return {}
+
+
 async def settle_by_hand(bank: Bank, settle: Settle) -> dict[UUID, int]:
     connection = await asyncpg.connect(bank.east_dsn)
     try:
         if settle.decision == Decision.COMMITTED:
-            [confirm] = await follow_commits(connection, EAST, [settle])
+            [confirm] = (await follow_commits(connection, EAST, [settle], nothing_named)).confirms
         else:
             confirm = await follow_rollback(connection, EAST, settle.xid)
         return dict(confirm.states)
@@ -105,6 +109,23 @@ async def test_an_orphan_that_comes_after_its_transaction_was_settled_is_undone_
     await bank.quiet()
     assert await bank.balance(bank.east_dsn, 1) == 90
     assert await bank.balance(bank.east_dsn, 2) == 100
+
+
+async def test_a_database_with_two_names_undoes_nothing_that_is_committed(bank: Bank) -> None:
+    """Before an orphan is undone the coordinator is asked under which name it may have been committed."""
+    settler = bank.coordinator._settlers[bank.west.name]
+    settler.follow_soon, kept = lambda settle: asyncio.get_running_loop().create_future(), settler.follow_soon  # type: ignore[method-assign]
+    other = Coordinator([bank.tc.url], bank.tc.tokens())
+    other.resource(f"alias-{bank.west.name}", bank.pool)
+    async with bank.coordinator.global_transaction("named") as tx:
+        await bank.coordinator.run_branch(bank.west, add_west(10))
+        with bound(Participant(tx.xid, BranchId(uuid7(0)), tx.deadline_ms)):  # an orphan all the same
+            await bank.coordinator.run_branch(bank.west, add_west(10, 2))
+    async with other:
+        await bank.quiet()
+    settler.follow_soon = kept  # type: ignore[method-assign]
+    assert await bank.balance(bank.west_dsn, 1) == 110
+    assert await bank.balance(bank.west_dsn, 2) == 100
 
 
 async def test_branches_of_a_killed_process_are_undone_after_the_deadline(bank: Bank) -> None:

@@ -7,9 +7,8 @@ import random
 from uuid import UUID
 
 import asyncpg
-import pytest
 
-from coordinator.protocol.messages import Ask, Begin, BranchRef, Confirm, Decide, Noted, Outcome, Register
+from coordinator.protocol.messages import Ask, Begin, BranchRef, Confirm, Decide, Noted, Outcome, Register, Request
 from coordinator.protocol.statuses import BranchState, Decision
 from tests.integration.coordinator.tc.harness import (
     NOTED,
@@ -47,7 +46,13 @@ async def test_every_message_may_come_twice_and_in_one_list(tc: Caller) -> None:
     """A repeated message gets the first answer and changes nothing."""
     xid, branch = new_xid(), branch_of("capacity")
     confirm = Confirm(xid, branch.resource, [(branch.branch, BranchState.FORGOTTEN)])
-    said = [begin(xid), register(xid, branch), commit(xid, branch), Ask(xid, now_ms(30), "capacity"), confirm]
+    said: list[Request] = [
+        begin(xid),
+        register(xid, branch),
+        commit(xid, branch),
+        Ask(xid, now_ms(30), "capacity"),
+        confirm,
+    ]
     twice = [message for message in said for _ in range(2)]
     committed = Outcome(xid, Decision.COMMITTED, "asked")
     asked = Outcome(xid, Decision.COMMITTED, "asked", [branch.branch])
@@ -173,7 +178,7 @@ async def test_confirmations_move_a_branch_forward_only(tc: Caller) -> None:
     """What was forgotten stays so; a quarantined branch may still be resolved by a person."""
     xid, first, second = new_xid(), branch_of("capacity"), branch_of("capacity")
     await tc.say(rollback(xid, first, second))
-    quarantined = [(first.branch, BranchState.UNDONE), (second.branch, BranchState.QUARANTINED)]
+    quarantined: list[tuple[UUID, int]] = [(first.branch, BranchState.UNDONE), (second.branch, BranchState.QUARANTINED)]
     await tc.say(Confirm(xid, "capacity", quarantined))
     assert await tc.settlement(xid) == "QUARANTINED"
     await tc.say(Confirm(xid, "capacity", [(first.branch, BranchState.QUARANTINED), (second.branch, BranchState.OPEN)]))
@@ -212,26 +217,29 @@ async def test_a_confirmation_before_the_decision_is_not_believed(tc: Caller) ->
     assert await tc.states(xid) == {branch.branch: "OPEN"}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        (Begin(UUID(int=0), "book", 1), "all zeros"),
-        (Begin(UUID(int=7), "nul\x00", now_ms(9)), "printable"),
-        (Begin(UUID(int=7), "n" * 201, now_ms(9)), "at most 200"),
-        (Begin(UUID(int=7), "book", 2**62), "no instant"),
-        (Register(UUID(int=7), now_ms(9), BranchRef("", UUID(int=8))), "no name"),
-        (Decide(UUID(int=7), "book", now_ms(9), True, [BranchRef("capacity", UUID(int=0))]), "tombstones"),
-        (Confirm(UUID(int=7), "capacity", [(UUID(int=8), 99)]), "99 is no branch state"),
-    ],
-)
-async def test_a_message_that_cannot_be_taken_is_refused_alone(tc: Caller, wrong: Begin, says: str) -> None:
+XID, BRANCH = UUID(int=7), UUID(int=8)
+WRONG: list[tuple[Request, str]] = [
+    (Begin(UUID(int=0), "book", 1), "all zeros"),
+    (Begin(XID, "nul\x00", now_ms(9)), "printable"),
+    (Begin(XID, "n" * 201, now_ms(9)), "at most 200"),
+    (Begin(XID, "book", 2**62), "no instant"),
+    (Ask(XID, -1, "capacity"), "no instant"),
+    (Register(XID, now_ms(9), BranchRef("", BRANCH)), "no name"),
+    (Decide(XID, "book", now_ms(9), True, [BranchRef("capacity", UUID(int=0))]), "tombstones"),
+    (Decide(XID, "book", now_ms(9), True, [BranchRef("capacity", BRANCH)] * 1001), "1001 branches"),
+    (Confirm(XID, "capacity", [(BRANCH, 99)]), "99 is no branch state"),
+]
+
+
+async def test_a_message_that_cannot_be_taken_is_refused_alone(tc: Caller) -> None:
     """What is wrong with one message is said for that message, and its companions are answered as ever."""
-    xid = new_xid()
-    noted, refusal, outcome = await tc.say(begin(xid), wrong, commit(xid))
-    assert isinstance(noted, Noted)
-    assert says in refused(refusal)
-    assert isinstance(outcome, Outcome)
-    assert outcome.decision == Decision.COMMITTED
+    for wrong, says in WRONG:
+        xid = new_xid()
+        noted, refusal, outcome = await tc.say(begin(xid), wrong, commit(xid))
+        assert isinstance(noted, Noted)
+        assert says in refused(refusal)
+        assert isinstance(outcome, Outcome)
+        assert outcome.decision == Decision.COMMITTED
 
 
 async def test_an_operators_rollback_is_recorded_as_a_persons(tc: Caller) -> None:

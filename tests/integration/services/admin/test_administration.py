@@ -266,7 +266,7 @@ async def test_transactions_are_shown_as_the_coordinator_knows_them(system: Syst
     user_id = await registered(system)
     xid = (await administrator(system).post(f"/api/admin/approvals/user/{user_id}/approve", {})).body["xid"]
     shown = (await administrator(system).get(f"/api/admin/transactions/{xid}")).body
-    assert shown["transaction"]["name"] == "approve"
+    assert shown["name"] == "approve"
     assert {branch["resource"].split("@")[0] for branch in shown["branches"]} == {"user", "admin"}
     listed = await administrator(system).get("/api/admin/transactions", name="approve", decision="committed")
     assert xid in [item["xid"] for item in listed.body["items"]]
@@ -274,17 +274,33 @@ async def test_transactions_are_shown_as_the_coordinator_knows_them(system: Syst
     assert (await administrator(system).get("/api/admin/transactions", decision="maybe")).status == 400
 
 
-async def test_health_names_every_part(system: System) -> None:
-    """The services and the coordinator that run are ok."""
+async def test_health_names_every_part(system: System, answers: dict[str, Any]) -> None:
+    """All that runs is ok; a part that is down is named, and the whole is degraded."""
     answer = await administrator(system).get("/api/admin/system/health")
     assert answer.body["status"] == "ok", answer
-    assert {"user", "admin", "coordinator-1"} <= answer.body["parts"].keys()
+    assert {"user", "admin", "payment", "coordinator-1"} <= answer.body["parts"].keys()
+    answers["payment"], before = None, answers["payment"]
+    answer = await administrator(system).get("/api/admin/system/health")
+    answers["payment"] = before
+    assert (answer.body["status"], answer.body["parts"]["payment"]["status"]) == ("degraded", "down")
 
 
-async def test_a_service_that_is_away_makes_the_consistency_report_say_so(system: System) -> None:
-    """Nothing is claimed about parts that do not answer."""
-    answer = await administrator(system).get("/api/admin/consistency-report")
-    assert answer.status == 200, answer
-    assert not answer.body["holds"]
-    assert answer.body["parts"]["audit"]["first_broken"] is None
-    assert "error" in answer.body["parts"]["payment"]
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        ("capacity", {"nights_over_total": 1, "drift": 0}),
+        ("payment", {"ledger_sum_cents": -1, "wallets_wrong": 0}),
+        ("order", {"orders_without_index": 2}),
+        ("payment", None),
+    ],
+)
+async def test_the_consistency_report_holds_only_while_every_service_finds_nothing(
+    system: System, answers: dict[str, Any], service: str, told: dict[str, int] | None
+) -> None:
+    """One wrong row anywhere, or a service that does not answer, and nothing is claimed."""
+    assert (await administrator(system).get("/api/admin/consistency-report")).body["holds"]
+    before, answers[service] = answers[service], told
+    report = (await administrator(system).get("/api/admin/consistency-report")).body
+    answers[service] = before
+    assert not report["holds"]
+    assert report["parts"][service] == told or "error" in report["parts"][service]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from coordinator.client import Coordinator, TokenMaker
+from coordinator.client import Coordinator, TokenMaker, TransactionRolledBack
 from services.kit.clients import Outgoing, ServiceClient
+from services.kit.problems import Problem
 from tests.support.system import System
 
 TIMEOUT_S = 30.0
+TRIES_MAX = 30
 POLLS_MAX = 400
 POLL_S = 0.02
 
@@ -49,6 +51,20 @@ class Caller:
             async with self.coordinator.global_transaction("undone", timeout_s=TIMEOUT_S):
                 yield
                 raise Undone
+
+    async def until_answered(self, work: Callable[[], Awaitable[str]]) -> str:
+        """What `work` gives, or the code of the refusal. Whoever is told to come back, comes back: nothing was done."""
+        for _ in range(TRIES_MAX):
+            try:
+                return await work()
+            except Undone:
+                return "undone"
+            except TransactionRolledBack:
+                continue
+            except Problem as problem:
+                if problem.status != 503 and problem.code != "lock-busy":
+                    return problem.code
+        raise AssertionError(f"no answer after {TRIES_MAX} tries")
 
     async def somebody_waits(self) -> None:
         """Returns once the coordinator sees a wait."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import date, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from services.kit.problems import Problem
-from tests.integration.services.capacity.callers import Caller, Undone, apart, caller_of
+from tests.integration.services.capacity.callers import POLL_S, POLLS_MAX, Caller, Undone, apart, caller_of
 from tests.support.servers import TestPostgres
 from tests.support.system import Answer, System, running_system
 
@@ -204,19 +204,14 @@ async def test_fifty_at_once_for_three_places_are_exactly_three_and_never_more(s
             assert all(held + booked <= total == 3 for total, held, booked in counts)
 
     async def race(number: int) -> str:
-        try:
-            async with order.coordinator.global_transaction("book", timeout_s=30.0):
-                await order.call("/internal/holds", stay(listing_id))
-                if number % 5 == 0:
-                    raise Undone
-        except Undone:
-            return "undone"
-        except Problem as problem:
-            return problem.code
+        async with order.coordinator.global_transaction("book", timeout_s=30.0):
+            await order.call("/internal/holds", stay(listing_id))
+            if number % 5 == 0:
+                raise Undone
         return "held"
 
     watching = asyncio.create_task(watch())
-    results = await asyncio.gather(*(race(number) for number in range(RACERS)))
+    results = await asyncio.gather(*(order.until_answered(partial(race, number)) for number in range(RACERS)))
     ended.set()
     await watching
     assert results.count("held") == 3, results
@@ -237,12 +232,9 @@ async def test_overlapping_stays_in_every_direction_never_deadlock(system: Syste
     ]
 
     async def race(body: dict[str, Any]) -> str:
-        try:
-            return str((await order.once("/internal/holds", body))["state"])
-        except Problem as problem:
-            return problem.code
+        return str((await order.once("/internal/holds", body))["state"])
 
-    results = await asyncio.gather(*(race(body) for body in bodies))
+    results = await asyncio.gather(*(order.until_answered(partial(race, body)) for body in bodies))
     assert set(results) == {"held", "capacity-exhausted"}
     audit = await consistency(system)
     assert (audit["nights_over_total"], audit["drift"]) == (0, 0)
@@ -302,21 +294,23 @@ async def test_a_total_waits_for_whoever_is_undecided(system: System, order: Cal
     assert await nights(system, listing_id) == [(0, 0, 0)] * 3
 
 
-async def test_totals_that_change_while_nights_are_made_are_the_same_everywhere(system: System, order: Caller) -> None:
-    """Whoever makes a night takes the total of that moment, and whoever changes the total finds every night."""
-    listing_id = await listing(system, dog_M=50)
-    days = [date.fromisoformat(FRIDAY) + timedelta(days=n) for n in range(40)]
-    holds = [order.once("/internal/holds", stay(listing_id, str(day), str(day + timedelta(days=1)))) for day in days]
-    changes = [set_pools(system, listing_id, {"dog-M": 60 + n}) for n in range(10)]
-    mixed = [each for n, hold in enumerate(holds) for each in ([changes[n // 4], hold] if n % 4 == 0 else [hold])]
-    await asyncio.gather(*mixed)
-    stale = await system.fetch(
-        "capacity",
-        "SELECT n.night, n.total, p.total FROM nights n JOIN pools p USING (listing_id, pool)"
-        " WHERE listing_id = $1 AND n.total <> p.total",
-        listing_id,
-    )
-    assert stale == []
+async def test_a_night_that_is_made_while_the_total_changes_has_the_new_total(system: System, order: Caller) -> None:
+    """A hold waits for a provider who is just changing the total, and makes its nights with what comes out."""
+    listing_id = await listing(system, dog_M=1)
+    provider: Any = await asyncpg.connect(system.dsns["capacity"])
+    blocked = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    try:
+        async with provider.transaction():
+            await provider.execute("UPDATE pools SET total = 4 WHERE listing_id = $1", listing_id)
+            hold = asyncio.create_task(order.once("/internal/holds", stay(listing_id)))
+            for _ in range(POLLS_MAX):
+                if hold.done() or await system.fetch("capacity", blocked):
+                    break
+                await asyncio.sleep(POLL_S)
+        await hold
+    finally:
+        await provider.close()
+    assert await nights(system, listing_id) == [(4, 1, 0), (4, 1, 0), (4, 0, 0)]
 
 
 async def test_free_listings_are_those_with_room_on_every_night(system: System, order: Caller) -> None:

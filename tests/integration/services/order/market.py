@@ -200,9 +200,12 @@ class Market:
         assert (payment.body["ledger_sum_cents"], payment.body["wallets_wrong"]) == (0, 0), payment.body
 
 
+NEVER_S = 1e6
+
+
 @asynccontextmanager
 async def running_market(postgres: TestPostgres, valkey: str, folder: Path, **overrides: Any) -> AsyncIterator[Market]:
-    """A marketplace of its own; `overrides` are settings of its services."""
+    """A marketplace of its own, whose sweeper sleeps; `overrides` are settings of its services."""
     listings: dict[UUID, Listing] = {}
     users: dict[UUID, int] = {}
 
@@ -233,6 +236,7 @@ async def running_market(postgres: TestPostgres, valkey: str, folder: Path, **ov
         services=["order", "capacity", "pet", "payment"],
         stand_ins={"boarding": boarding, "user": user},
         overrides=overrides,
+        app_options={"order": {"sweep_interval_s": NEVER_S}},
     ) as system:
         yield Market(system, listings, users)
 
