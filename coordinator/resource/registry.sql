@@ -223,8 +223,9 @@ BEGIN
         PERFORM at.cover_partitions(p_relation);
         RETURN false;
     END IF;
+    -- Undo tables are small but churned: a sequential scan would read their dead rows until the next vacuum.
     FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
-        EXECUTE format('CREATE OR REPLACE FUNCTION at.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L',
+        EXECUTE format('CREATE OR REPLACE FUNCTION at.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS %L',
                        at.name_of(base || ':' || operation), bodies ->> operation);
         EXECUTE format('REVOKE ALL ON FUNCTION at.%I() FROM PUBLIC', at.name_of(base || ':' || operation));
     END LOOP;

@@ -10,9 +10,11 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT 'at_l.xid = $1 AND ($2 IS NULL OR at_l.branch_id = ANY ($2))';
 $$;
 
+-- Only the data rows: a writer locks its data row first and meets the undo row in the trigger, so taking the undo row
+-- before the data row here would be the other order, and a deadlock.
 CREATE OR REPLACE FUNCTION at.lock_statement(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('SELECT count(*) FROM (SELECT FROM %s at_l JOIN %s at_t ON %s WHERE %s ORDER BY %s FOR UPDATE) at_x',
+    SELECT format('SELECT count(*) FROM (SELECT FROM %s at_l JOIN %s at_t ON %s WHERE %s ORDER BY %s FOR UPDATE OF at_t) at_x',
         at.undo_table(relation), relation, at.key_match(relation, 'at_l', 'at_t'), at.scope(),
         at.key_list(relation, 'at_t.%1$I'));
 $$;
@@ -141,7 +143,7 @@ $$;
 CREATE OR REPLACE FUNCTION at.write_fleet_functions() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    header constant text := 'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS ';
+    header constant text := 'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS ';
     deletes text;
     partial_deletes text;
     looks text;

@@ -105,9 +105,11 @@ class Layout:
             )
         with _clear_words(self.root):
             self.check_version()
-            self.root.mkdir(parents=True, exist_ok=True)
+            if not self.root.exists():
+                self.root.mkdir(mode=0o700, parents=True)
             # Where PostgreSQL has to run as nobody, that user passes this folder; what is in it stays closed.
-            self.root.chmod(0o711 if needs_nobody() else 0o700)
+            if needs_nobody():
+                self.root.chmod(self.root.stat().st_mode | 0o011)
             self._check_space()
             for folder in (self.secrets, self.logs, self.mail, self.run, self.nginx):
                 folder.mkdir(mode=0o700, exist_ok=True)

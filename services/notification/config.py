@@ -8,7 +8,6 @@ SPEC = ServiceSpec(
     name="notification",
     port=8086,
     purpose="What people are told: in the app, by e-mail, as a live stream.",
-    managed=("notifications", "preferences"),
     calls=("user",),
     has_worker=True,
 )

@@ -8,7 +8,6 @@ SPEC = ServiceSpec(
     name="review",
     port=8085,
     purpose="Reviews of finished stays, both ways, shown when both are in.",
-    managed=("reviews", "reports"),
     calls=("order",),
 )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from deploy.embedded import layout as layout_module
 from deploy.embedded.layout import LAYOUT_VERSION, Layout, write_private
+from deploy.embedded.privileges import NOBODY_ID, is_root
 from deploy.embedded.problems import ExitCode, RuntimeProblem
 
 
@@ -75,10 +79,30 @@ def test_a_folder_below_a_read_only_file_system_is_refused() -> None:
     assert "name another one with --data" in str(problem)
 
 
+def test_a_folder_that_its_owner_closed_is_refused_and_stays_closed() -> None:
+    """A read-only folder is nobody's to reopen; asked as an ordinary user, for root may write everywhere."""
+    folder = Path(tempfile.mkdtemp(prefix="pawstay-closed-"))
+    if is_root():
+        os.chown(folder, NOBODY_ID, NOBODY_ID)
+    folder.chmod(0o500)
+
+    def ask() -> None:
+        if is_root():
+            os.setgroups([])
+            os.setgid(NOBODY_ID)
+            os.setuid(NOBODY_ID)
+        problem = refused(folder)
+        os._exit(0 if "may not be written by this user" in str(problem) else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=ask)
+    child.start()
+    child.join(30)
+    assert (child.exitcode, folder.stat().st_mode & 0o777) == (0, 0o500)
+    folder.rmdir()
+
+
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
     """The lock is exclusive, and free again when its holder lets go."""
-    import os
-
     found = Layout(tmp_path)
     held = found.lock()
     assert held is not None
