@@ -72,7 +72,7 @@ async def partitions_of(connection: AnyConnection, table: str) -> list[Partition
     """The partitions of `table` ("orders" or "schema.orders") by their start, the default one last."""
     raw = await bare(connection)
     async with raw.transaction():
-        await raw.execute("SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'")
+        await raw.execute("SET LOCAL datestyle = 'ISO'")
         rows = await raw.fetch(PARTITIONS_SQL, table)
     found = [_partition(row["name"], row["bound"]) for row in rows]
     return sorted(found, key=lambda p: (p.is_default, p.starts or datetime.min.replace(tzinfo=UTC)))
@@ -152,5 +152,5 @@ def _partition(name: str, bound: str) -> Partition:
 
 
 def _instant(text: str | None) -> datetime | None:
-    # PostgreSQL writes the zone as +00, in the session's time zone, which partitions_of has set to UTC.
+    # In ISO form PostgreSQL writes the offset of the session's zone, so no zone has to be set.
     return None if text is None else datetime.fromisoformat(text).astimezone(UTC)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -68,6 +68,15 @@ class PoolConnections:
         """Nothing: the pool is the application's."""
 
 
+class _SettleConnection(asyncpg.Connection):
+    """A connection that is used for phase two only: nothing is left behind in it that a reset would have to clear."""
+
+    __slots__ = ()
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
 class OwnConnections:
     """Phase two on a small pool of its own, opened with the first use. `arguments` are those of asyncpg.connect."""
 
@@ -88,7 +97,7 @@ class OwnConnections:
     async def _open(self) -> Any:
         create: Any = asyncpg.create_pool
         return await create(
-            **self._arguments(),
+            **{**self._arguments(), "connection_class": _SettleConnection},
             min_size=0,
             max_size=SETTLE_CONNECTIONS_MAX,
             command_timeout=SETTLE_COMMAND_TIMEOUT_S,
@@ -110,35 +119,41 @@ class Followed:
 
 
 async def follow_commits(
-    connection: Any, resource: ResourceName, settles: Sequence[Settle], named: NamedBranches
+    connection: Any,
+    resource: ResourceName,
+    settles: Sequence[Settle],
+    named: NamedBranches,
+    thorough: Container[UUID] = (),
 ) -> Followed:
-    """Forgets the named branches of committed transactions, all at once, and undoes orphans. Raises asyncpg's errors.
+    """Forgets the named branches of committed transactions, all at once. Raises asyncpg's errors.
+
+    That is one statement when all of them were open. For those in `thorough`, and where a branch was settled before,
+    it also looks at every branch that is here, undoes orphans and says how each ended.
 
     An orphan is a branch that its commit did not name: somebody gave it up, so it must leave no trace. Before one is
     undone, `named` is asked for all branches of its transaction: a database that goes by two names, or was renamed,
     would otherwise undo what is committed under the other one. Raises what `named` raises, with nothing undone.
     """
-    states = await _states(connection, [settle.xid for settle in settles])
-    forgotten: list[UUID] = []
     elsewhere: list[Confirm] = []
+    branches = [branch for settle in settles for branch in settle.branches]
+    forgotten = await at.forget(connection, [settle.xid for settle in settles], branches)
+    unclear = [settle.xid for settle in settles if forgotten < len(branches) or settle.xid in thorough]
+    states = await _states(connection, unclear) if unclear else {}
     for settle in settles:
-        here = states[settle.xid]
-        strangers = {branch for branch, state in here.items() if state == BranchState.OPEN} - set(settle.branches)
-        if strangers:
+        here = states.get(settle.xid, {})
+        orphans = {branch for branch, state in here.items() if state == BranchState.OPEN} - set(settle.branches)
+        if orphans:
             committed = await named(settle.xid)
-            for branch in strangers & committed.keys():
+            for branch in orphans & committed.keys():
                 _log.error(
                     "resource.named_otherwise", xid=str(settle.xid), resource=resource, committed_as=committed[branch]
                 )
-                forgotten.append(branch)
+                await at.forget(connection, [settle.xid], [branch])
                 elsewhere.append(Confirm(settle.xid, committed[branch], [(branch, int(BranchState.FORGOTTEN))]))
                 here.pop(branch)
-            here.update(await _undo_orphans(connection, resource, settle.xid, strangers - committed.keys()))
-        forgotten += settle.branches
-    await at.forget(connection, [settle.xid for settle in settles], forgotten)
+            here.update(await _undo_orphans(connection, resource, settle.xid, orphans - committed.keys()))
     confirms = [
-        Confirm(settle.xid, resource, sorted({**states[settle.xid], **_forgotten(states[settle.xid], settle)}.items()))
-        for settle in settles
+        Confirm(settle.xid, resource, sorted(_ended(settle, states.get(settle.xid, {})).items())) for settle in settles
     ]
     return Followed(confirms, elsewhere)
 
@@ -171,13 +186,10 @@ async def _states(connection: Any, xids: Sequence[UUID]) -> dict[UUID, dict[UUID
     return states
 
 
-def _forgotten(states: Mapping[UUID, int], settle: Settle) -> dict[UUID, int]:
-    """Named branches end FORGOTTEN, also when their rows were purged since; what is settled otherwise stays so."""
-    return {
-        branch: int(BranchState.FORGOTTEN)
-        for branch in settle.branches
-        if states.get(branch, BranchState.OPEN) == BranchState.OPEN
-    }
+def _ended(settle: Settle, here: Mapping[UUID, int]) -> dict[UUID, int]:
+    """How the branches of a commit ended: the named ones FORGOTTEN, also when their rows were purged since."""
+    ended = {branch: state for branch, state in here.items() if state != BranchState.OPEN}
+    return {**dict.fromkeys(settle.branches, int(BranchState.FORGOTTEN)), **ended}
 
 
 def is_decided(decision: int) -> bool:

@@ -1,9 +1,9 @@
 """The settle loop: a resource finds out what became of its branches, and follows.
 
-Three tasks a resource. *Following* does what somebody brought news of (the transaction that just ended here, a
+Two tasks a resource. *Following* does what somebody brought news of (the transaction that just ended here, a
 nudge, a blocked branch), in batches. *Sweeping* is the safety net: whoever holds the lease asks the coordinator
 about every branch that is still open; it is also recovery, orphan scan, and the return after a day away.
-*Confirming* tells the coordinator. All of them survive the database and the coordinator being away.
+Both survive the database and the coordinator being away. What is settled is confirmed by the transport.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
 from random import Random
@@ -33,8 +33,8 @@ from coordinator.protocol.statuses import Decision
 FOLLOW_BATCH_MAX = 200
 """Transactions that are forgotten in one call."""
 
-FOLLOW_LINGER_S = 0.002
-"""How long the first of a batch of commits waits for company. Their rows stay locked for so long."""
+FOLLOW_LINGER_S = 0.02
+"""How long the first of a batch of commits waits for company while nobody waits for its rows."""
 
 UNDOS_AT_ONCE_MAX = 2
 """Rollbacks that run at the same time in one resource."""
@@ -61,13 +61,6 @@ PURGE_INTERVAL_S = 60.0
 
 PURGE_GRACE_S = 3600.0
 """How long after its transaction's deadline a settled branch row stays, to recognise what comes late."""
-
-CONFIRMS_MAX = 10_000
-"""Confirmations that may queue; when more come the oldest go, and the coordinator asks again by a nudge."""
-
-CONFIRM_BASE_S = 0.1
-CONFIRM_CAP_S = 10.0
-"""Back-off of confirmations while no coordinator answers."""
 
 RECENT_MAX = 10_000
 """Settled transactions that are remembered, so that the same news twice costs no second call."""
@@ -102,10 +95,10 @@ class Settler:
         self._running: dict[UUID, asyncio.Future[Confirm]] = {}
         self._recent: OrderedDict[UUID, Confirm] = OrderedDict()
         self._awaited: dict[UUID, asyncio.Future[None]] = {}
-        self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
+        self._thorough: set[UUID] = set()
         self._news_wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._sweep_wake = asyncio.Event()
-        self._confirm_wake = asyncio.Event()
         self._undo_slots = asyncio.Semaphore(UNDOS_AT_ONCE_MAX)
         self._purge_at = 0.0
 
@@ -134,7 +127,10 @@ class Settler:
         Raises asyncpg's errors when the database is away.
         """
         self._recent.pop(settle.xid, None)
-        return await asyncio.shield(self.follow_soon(settle))
+        self._thorough.add(settle.xid)
+        future = self.follow_soon(settle)
+        self._hurry.set()
+        return await asyncio.shield(future)
 
     async def heard(self, xid: UUID, timeout_s: float) -> bool:
         """Waits until news of `xid` came to this process and was followed; False when none came in `timeout_s`."""
@@ -148,6 +144,7 @@ class Settler:
                 return False
         following = self._running.get(xid)
         if following is not None:
+            self._hurry.set()
             await asyncio.wait({following}, timeout=timeout_s)
         return True
 
@@ -159,7 +156,7 @@ class Settler:
         """Works until it is cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._follow_for_ever(tasks), self._sweep_for_ever(), self._confirm_for_ever()):
+                for work in (self._follow_for_ever(tasks), self._sweep_for_ever()):
                     tasks.create_task(work)
         finally:
             for future in self._running.values():
@@ -175,7 +172,7 @@ class Settler:
         while True:
             await self._news_wake.wait()
             self._news_wake.clear()
-            await asyncio.sleep(FOLLOW_LINGER_S)
+            await self._linger()
             while self._news:
                 count = min(len(self._news), FOLLOW_BATCH_MAX)
                 batch = [self._news.popitem(last=False)[1] for _ in range(count)]
@@ -186,17 +183,29 @@ class Settler:
                 if commits:
                     await self._follow_commits(commits)
 
+    async def _linger(self) -> None:
+        """Lets a batch of commits gather. A rollback is waited for, and so is what somebody is blocked by."""
+        if any(settle.decision == Decision.ROLLED_BACK for settle, _ in self._news.values()):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOW_LINGER_S):
+                await self._hurry.wait()
+        self._hurry.clear()
+
     async def _follow_commits(self, batch: list[tuple[Settle, asyncio.Future[Confirm]]]) -> None:
         settles = [settle for settle, _ in batch]
         try:
             async with self._connections.acquire() as connection:
-                followed = await follow_commits(connection, self.resource, settles, self._transport.named_branches)
+                followed = await follow_commits(
+                    connection, self.resource, settles, self._transport.named_branches, self._thorough
+                )
         except (*DATABASE_AWAY, CoordinatorError) as error:
             _log.warning("forget.postponed", resource=self.resource, transactions=len(batch), error=repr(error))
             for settle, future in batch:
                 self._finish(settle.xid, future, error)
             return
-        self._confirms.extend(followed.elsewhere)
+        for confirm in followed.elsewhere:
+            self._transport.confirm(confirm)
         for (settle, future), confirm in zip(batch, followed.confirms, strict=True):
             self._finish(settle.xid, future, confirm)
 
@@ -215,12 +224,12 @@ class Settler:
 
     def _finish(self, xid: UUID, future: asyncio.Future[Confirm], result: Confirm | Exception) -> None:
         self._running.pop(xid, None)
+        self._thorough.discard(xid)
         if isinstance(result, Confirm):
             self._recent[xid] = result
             if len(self._recent) > RECENT_MAX:
                 self._recent.popitem(last=False)
-            self._confirms.append(result)
-            self._confirm_wake.set()
+            self._transport.confirm(result)
             if not future.done():
                 future.set_result(result)
         elif not future.done():
@@ -263,28 +272,10 @@ class Settler:
                 if isinstance(answer, Outcome) and is_decided(answer.decision):
                     # Here it is open: what is remembered of it is older than this branch (a late phase one).
                     self._recent.pop(answer.xid, None)
+                    self._thorough.add(answer.xid)
                     following.append(self.follow_soon(Settle(answer.xid, answer.decision, answer.branches)))
         if following:
             await asyncio.wait(following)
-
-    # Confirming
-
-    async def _confirm_for_ever(self) -> None:
-        failures = 0
-        while True:
-            await self._confirm_wake.wait()
-            self._confirm_wake.clear()
-            while self._confirms:
-                batch = [self._confirms.popleft() for _ in range(min(len(self._confirms), MESSAGES_MAX))]
-                try:
-                    await self._transport.converse(batch)
-                    failures = 0
-                except CoordinatorError as error:
-                    if failures == 0:
-                        _log.warning("confirm.failed", resource=self.resource, error=repr(error))
-                    failures += 1
-                    self._confirms.extendleft(reversed(batch))
-                    await asyncio.sleep(backoff_s(failures, CONFIRM_BASE_S, CONFIRM_CAP_S, self._dice))
 
 
 def _retrieve(future: asyncio.Future[Confirm]) -> None:

@@ -1,11 +1,12 @@
 """How the client speaks to the coordinator: coalesced, over whichever replica answers, with named limits.
 
-Three ways, so that nothing waits for something slower than itself:
+Four ways, so that nothing waits for something slower than itself:
 
 * *decisions to commit* share a lane with one batch in flight; what is said meanwhile travels in the next one;
 * *hints* (Begin, Register) share another lane, sent after a moment; a decision takes those of its own
   transaction out of the lane, because it says all that they would have said;
-* *rollbacks, questions, confirmations and waits* have calls of their own: the coordinator may hold a rollback
+* *confirmations* have a third, in which nobody waits;
+* *rollbacks, questions and waits* have calls of their own: the coordinator may hold a rollback
   until the resources have undone it, and a commit must not queue behind that.
 """
 
@@ -32,6 +33,7 @@ from coordinator.protocol.messages import (
     Announce,
     Answer,
     Begin,
+    Confirm,
     Decide,
     Outcome,
     Refused,
@@ -62,6 +64,16 @@ HINTS_MAX = 2_000
 
 HINT_LINGER_S = 0.05
 """How long a hint waits for company, or for its decision to make it needless."""
+
+CONFIRMS_MAX = 10_000
+"""Confirmations that may queue; when more come the oldest go, and the coordinator asks again by a nudge."""
+
+CONFIRM_LINGER_S = 0.1
+"""How long a confirmation waits for company: nobody waits for it."""
+
+CONFIRM_BASE_S = 0.2
+CONFIRM_CAP_S = 10.0
+"""Back-off of confirmations while no coordinator answers."""
 
 ASKS_MAX = 10_000
 """Decisions that may queue in one process; a further one is refused as CoordinatorUnavailable."""
@@ -119,6 +131,8 @@ class Transport:
         self._hints: dict[UUID, list[Begin | Register]] = {}
         self._hint_count = 0
         self._hint_wake = asyncio.Event()
+        self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
+        self._confirm_wake = asyncio.Event()
         self._lanes: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Transport:
@@ -129,6 +143,7 @@ class Transport:
         self._lanes = [
             asyncio.create_task(self._decision_lane(), name="coordinator-decisions"),
             asyncio.create_task(self._hint_lane(), name="coordinator-hints"),
+            asyncio.create_task(self._confirm_lane(), name="coordinator-confirmations"),
         ]
         return self
 
@@ -149,6 +164,11 @@ class Transport:
         self._hints.setdefault(request.xid, []).append(request)
         self._hint_count += 1
         self._hint_wake.set()
+
+    def confirm(self, request: Confirm) -> None:
+        """Says how branches ended, some time soon, and again until somebody answers. Never waits, never fails."""
+        self._confirms.append(request)
+        self._confirm_wake.set()
 
     async def commit(self, request: Decide, until_s: float) -> Outcome:
         """Sends a decision to commit until somebody answers, at most until the clock says `until_s`.
@@ -272,6 +292,24 @@ class Transport:
                 # A hint that is lost is lost: decisions and deadlines do not depend on it.
                 with contextlib.suppress(CoordinatorError):
                     await self.converse(batch[start : start + MESSAGES_MAX])
+
+    async def _confirm_lane(self) -> None:
+        failures = 0
+        while True:
+            await self._confirm_wake.wait()
+            await asyncio.sleep(CONFIRM_LINGER_S)
+            self._confirm_wake.clear()
+            while self._confirms:
+                batch = [self._confirms.popleft() for _ in range(min(len(self._confirms), MESSAGES_MAX))]
+                try:
+                    await self.converse(batch)
+                    failures = 0
+                except CoordinatorError as error:
+                    if failures == 0:
+                        _log.warning("confirm.failed", error=repr(error))
+                    failures += 1
+                    self._confirms.extendleft(reversed(batch))
+                    await asyncio.sleep(backoff_s(failures, CONFIRM_BASE_S, CONFIRM_CAP_S, self._dice))
 
     async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
         return await self._call("POST", path, body, timeout_s)

@@ -126,7 +126,7 @@ class Api:
                     decoded = await response.json(content_type=None) if text else None
                 except ValueError:
                     decoded = text
-                return Answer(response.status, decoded, dict(response.headers))
+                return Answer(response.status, decoded, response.headers.copy())
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             return Answer(NO_ANSWER, f"no answer: {type(error).__name__}", {})
 

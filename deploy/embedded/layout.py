@@ -19,6 +19,8 @@ LAYOUT_VERSION = 1
 """Raised when what lies where changes; a folder of another version is refused, never guessed at."""
 
 PROGRAM = "pawstay"
+PROBE_NAME = ".probe"
+PROBE_BYTES = 4096
 FREE_MIN_MB = 300
 """Less than this free on the disk, and a new system is not started: three databases need it to begin with."""
 
@@ -114,8 +116,10 @@ class Layout:
             for folder in (self.secrets, self.logs, self.mail, self.run, self.nginx):
                 folder.mkdir(mode=0o700, exist_ok=True)
             (self.root / "postgres").mkdir(mode=0o711 if needs_nobody() else 0o700, exist_ok=True)
-            write_private(self.run / "probe", "x" * 4096)
-            (self.run / "probe").unlink()
+            for folder in (self.root, self.run, self.logs):
+                probe = folder / PROBE_NAME
+                write_private(probe, "x" * PROBE_BYTES)
+                probe.unlink()
             if not self.version_file.exists():
                 write_private(self.version_file, json.dumps({"program": PROGRAM, "layout": LAYOUT_VERSION}))
 
@@ -124,10 +128,9 @@ class Layout:
         if not self.root.exists():
             return
         if not self.version_file.exists():
-            # A first start that was killed early leaves only the lock and the probe's folders.
-            if any(
-                path.name not in {"lock", "run", "logs", "secrets", "mail", "nginx"} for path in self.root.iterdir()
-            ):
+            # A first start that was killed early leaves only these.
+            early = {"lock", "run", "logs", "secrets", "mail", "nginx", "postgres"}
+            if any(path.name not in early and PROBE_NAME not in path.name for path in self.root.iterdir()):
                 raise RuntimeProblem(
                     f"{self.root} holds files that are not PawStay's: name an empty or new folder with --data.",
                     ExitCode.FOLDER_FOREIGN,

@@ -124,27 +124,35 @@ def principal_of(connection: Connection) -> Principal:
     return user
 
 
-def public(connection: Connection, handler: BaseRouteHandler) -> None:
+# The guards are coroutines that never wait: Litestar would run plain functions in a thread, for every request.
+
+
+async def public(connection: Connection, handler: BaseRouteHandler) -> None:
     """Everybody may. Written out, so that a forgotten guard is seen."""
 
 
-def any_user(connection: Connection, handler: BaseRouteHandler) -> None:
+async def any_user(connection: Connection, handler: BaseRouteHandler) -> None:
     """Whoever is logged in, approved or not."""
     principal_of(connection)
 
 
-def approved_user(connection: Connection, handler: BaseRouteHandler) -> None:
+async def approved_user(connection: Connection, handler: BaseRouteHandler) -> None:
     """Whoever is logged in and approved."""
-    if principal_of(connection).status is not AccountStatus.ACTIVE:
+    _approved(connection)
+
+
+def _approved(connection: Connection) -> Principal:
+    principal = principal_of(connection)
+    if principal.status is not AccountStatus.ACTIVE:
         raise forbidden("This account waits for an administrator's approval.", code="not-approved")
+    return principal
 
 
 def has_role(*roles: Role) -> Guard:
     """An approved person with one of `roles`."""
 
-    def guard(connection: Connection, handler: BaseRouteHandler) -> None:
-        approved_user(connection, handler)
-        if principal_of(connection).role not in roles:
+    async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+        if _approved(connection).role not in roles:
             names = " or ".join(role.name.lower() for role in roles)
             raise forbidden(f"This needs the role {names}.")
 
@@ -156,7 +164,7 @@ def internal(callers: Iterable[str]) -> Guard:
     """Only the named services."""
     allowed = frozenset(callers)
 
-    def guard(connection: Connection, handler: BaseRouteHandler) -> None:
+    async def guard(connection: Connection, handler: BaseRouteHandler) -> None:
         user = connection.scope.get("user")
         if not isinstance(user, Caller):
             raise unauthorized("This address is for services.")

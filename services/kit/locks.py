@@ -8,7 +8,8 @@ keep every promise without it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -24,6 +25,8 @@ LEASE_S = 15
 """Life of a lock whose holder died: longer than a global transaction (10 s)."""
 WAIT_S = 5
 """How long a booking stands in line."""
+RETRY_PAUSE_MAX_S = 0.2
+"""Those in line try again after a random part of this, as Redlock has it: equal pauses would meet again and again."""
 MASTER_TIMEOUT_S = 0.2
 
 log = structlog.get_logger(__name__)
@@ -42,8 +45,9 @@ def lock_master(url: str) -> Redis:
 class Gate:
     """Locks by name. With no masters every lock is free."""
 
-    def __init__(self, masters: Sequence[Redis]) -> None:
+    def __init__(self, masters: Sequence[Redis], dice: Callable[[], float] = random.random) -> None:
         self._masters = tuple(masters)
+        self._dice = dice
 
     @asynccontextmanager
     async def locked(self, name: str, *, wait_s: float = WAIT_S) -> AsyncIterator[bool]:
@@ -55,13 +59,7 @@ class Gate:
             yield False
             return
         lock = AIORedlock(key=name, masters=set(self._masters), auto_release_time=LEASE_S)
-        # Shielded: a cancelled acquire would leave its key in Redis until the lease ends.
-        taking = asyncio.ensure_future(self._take(lock, wait_s))
-        try:
-            held = await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            await asyncio.shield(asyncio.ensure_future(self._give_back(lock, taking)))
-            raise
+        held = await self._take(lock, wait_s)
         if held is False:
             raise Problem(409, "lock-busy", "Too many bookings at once here. Try again.", headers={"Retry-After": "1"})
         try:
@@ -75,14 +73,29 @@ class Gate:
         if not await self._quorum_answers():
             log.warning("redlock.away", lock=lock.key, masters=len(self._masters))
             return None
+        clock = asyncio.get_running_loop().time
+        ends = clock() + wait_s
+        while True:
+            # Shielded: a cancelled attempt would leave its key in Redis until the lease ends.
+            attempt = asyncio.ensure_future(self._attempt(lock))
+            try:
+                held = await asyncio.shield(attempt)
+            except asyncio.CancelledError:
+                await asyncio.shield(asyncio.ensure_future(self._give_back(lock, attempt)))
+                raise
+            if held is not False or clock() >= ends:
+                return held
+            await asyncio.sleep(self._dice() * RETRY_PAUSE_MAX_S)
+
+    async def _attempt(self, lock: AIORedlock) -> bool | None:
         try:
-            return bool(await lock.acquire(blocking=True, timeout=wait_s))
+            return bool(await lock.acquire(blocking=False))
         except (PotteryError, RedisError) as error:
             log.warning("redlock.away", lock=lock.key, error=str(error))
             return None
 
-    async def _give_back(self, lock: AIORedlock, taking: asyncio.Future[bool | None]) -> None:
-        if await taking:
+    async def _give_back(self, lock: AIORedlock, attempt: asyncio.Future[bool | None]) -> None:
+        if await attempt:
             await self._release(lock)
 
     async def _quorum_answers(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, DateTime, LargeBinary, MetaData, SmallInteger, Table, Text, Uuid, func
+from sqlalchemy import Column, DateTime, Index, LargeBinary, MetaData, SmallInteger, Table, Text, Uuid, func, text
 
 metadata = MetaData()
 
@@ -28,6 +28,8 @@ users = Table(
     _stamp("applied_at", nullable=True, default=False),
     _stamp("created_at"),
     _stamp("updated_at"),
+    Index("users_pending", "created_at", "id", postgresql_where=text("status = 0")),
+    Index("users_applied", "created_at", "id", postgresql_where=text("applied_at IS NOT NULL")),
 )
 
 user_details = Table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -80,10 +81,14 @@ def test_a_folder_below_a_read_only_file_system_is_refused() -> None:
 
 
 def test_a_folder_that_its_owner_closed_is_refused_and_stays_closed() -> None:
-    """A read-only folder is nobody's to reopen; asked as an ordinary user, for root may write everywhere."""
+    """A read-only folder is nobody's to reopen, not even one that was ours before.
+
+    Asked as an ordinary user, for root may write everywhere.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pawstay-closed-"))
-    if is_root():
-        os.chown(folder, NOBODY_ID, NOBODY_ID)
+    Layout(folder).prepare()
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, NOBODY_ID if is_root() else -1, -1)
     folder.chmod(0o500)
 
     def ask() -> None:
@@ -98,7 +103,8 @@ def test_a_folder_that_its_owner_closed_is_refused_and_stays_closed() -> None:
     child.start()
     child.join(30)
     assert (child.exitcode, folder.stat().st_mode & 0o777) == (0, 0o500)
-    folder.rmdir()
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    true,
     union_all,
     update,
 )
@@ -33,6 +34,8 @@ MAP = even_map([SHARD_0, SHARD_1])
 IDS = IdMaker()
 ID_3, ID_4, ID_900 = IDS(Bucket(3)), IDS(Bucket(4)), IDS(Bucket(900))
 i, d, g = invoices.c, lines.c, logins.c
+OTHER = invoices.alias()
+PAIR = invoices.join(OTHER, true())
 
 
 class Base(DeclarativeBase):
@@ -94,6 +97,7 @@ PLACED = [
     (select(invoices, lines).join(lines, d.invoice_id == i.id).where(d.bucket == 4), {4}),
     (select(invoices, lines).join(lines, d.bucket == i.bucket), None),
     (select(invoices, lines).join(lines, d.invoice_id == i.id, isouter=True).where(i.bucket == 4), {4}),
+    (select(invoices, lines).join(lines, d.invoice_id == i.id, isouter=True).where(d.bucket == 4), {4}),
     (select(invoices, lines).join(lines, (d.invoice_id == i.id) & (d.bucket == 4), isouter=True), None),
     (select(invoices).where(exists().where(d.invoice_id == i.id)), None),
     (select(invoices).where(~exists().where(d.invoice_id == i.id, d.bucket == 5), i.bucket == 5), {5}),
@@ -134,6 +138,16 @@ REFUSED = [
     (select(invoices).where(~exists().where(d.invoice_id == i.id).correlate(None)), "uncorrelated|without correlation"),
     (select(invoices).join(lines, d.line == i.pieces, isouter=True).where(i.bucket == 3), "lines"),
     (select(invoices).join(lines, d.invoice_id == i.id, full=True), "full outer join"),
+    (
+        select(i.id, OTHER.c.id).join_from(PAIR, lines, (i.id == OTHER.c.id) & (d.line == 1), isouter=True),
+        "other buckets",
+    ),
+    (
+        select(i.id, OTHER.c.id)
+        .join_from(PAIR, lines, (i.id == OTHER.c.id) & (d.invoice_id == i.id), isouter=True)
+        .where(i.bucket == 3),
+        "other buckets",
+    ),
     (select(colors), "colors"),
     (select(table("invoices")), "bare table"),
     (select(func.now()), "reads no sharded table"),

@@ -9,7 +9,6 @@ CREATE TABLE audit_log (
     xid     uuid,
     hash    bytea       NOT NULL
 );
-CREATE INDEX audit_log_at ON audit_log (at DESC, number DESC);
 
 -- A rolled-back decision is taken out by the coordinator's undo, which runs with triggers off; nobody else may.
 CREATE FUNCTION audit_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$

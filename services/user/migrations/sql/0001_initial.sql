@@ -14,7 +14,7 @@ CREATE TABLE users (
     PRIMARY KEY (bucket, id)
 );
 CREATE INDEX users_pending ON users (created_at, id) WHERE status = 0;
-CREATE INDEX users_applied ON users (applied_at, id) WHERE applied_at IS NOT NULL;
+CREATE INDEX users_applied ON users (created_at, id) WHERE applied_at IS NOT NULL;
 
 CREATE TABLE user_details (
     bucket      smallint NOT NULL,

@@ -89,6 +89,27 @@ async def test_an_orphan_that_shares_a_row_is_quarantined(bank: asyncpg.Connecti
     assert (await rows_of(bank, "account"))[0] == "(1,ann,10)"
 
 
+async def test_forget_of_one_branch_keeps_the_row_it_shares(bank: asyncpg.Connection) -> None:
+    """While another branch that wrote the row is open, its undo record stays; with the last branch it goes."""
+    xid = uuid4()
+    one = await run_branch(bank, xid, "UPDATE account SET balance = 1 WHERE id = 1")
+    other = await run_branch(bank, xid, "UPDATE account SET balance = 2 WHERE id = 1")
+    assert (await forget(bank, [xid], [one]), await undo_rows(bank)) == (1, 1)
+    assert (await forget(bank, [xid], [other]), await undo_rows(bank)) == (1, 0)
+
+
+async def test_copy_and_functions_are_captured(bank: asyncpg.Connection) -> None:
+    """It makes no difference how rows come into a table."""
+    before = await rows_of(bank, "account")
+    await bank.execute("CREATE FUNCTION pay() RETURNS void LANGUAGE sql AS 'UPDATE account SET balance = balance + 1'")
+    xid = uuid4()
+    async with branch(bank, xid):
+        await bank.copy_records_to_table("account", records=[(7, "dee", 1), (8, "eve", 2)])
+        await bank.execute("SELECT pay()")
+    assert (await undo(bank, xid)).rows == 5
+    assert await rows_of(bank, "account") == before
+
+
 async def test_a_row_changed_behind_the_triggers_is_quarantined(bank: asyncpg.Connection) -> None:
     """Nothing of the data changes, the undo rows stay, the problem says what was expected and what was found."""
     xid = uuid4()

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 from uuid import UUID
 
-import aiohttp
 import asyncpg
+import msgspec
 import pytest
 
 from coordinator.protocol.messages import Wait, WaitAnswer
@@ -152,6 +152,29 @@ async def test_circles_that_close_at_the_same_moment_are_all_seen(tcs: tuple[Cal
     assert {(answer.holder, answer.waiter) for answer in answers[20:]} == {(Decision.UNDECIDED, Decision.ROLLED_BACK)}
 
 
+async def test_who_closes_a_circle_waits_for_a_wait_that_is_being_written(tc: Caller, database: str) -> None:
+    """Of two waits written in one another's blind spot, the second sees the first: detection is serialised."""
+    one, two = new_xid(1), new_xid()
+    statement = (
+        "SELECT waiter FROM tc.wait_for(gen_random_uuid(), gen_random_uuid(), $1, $2, NULL, 'capacity', '1 min')"
+    )
+    first, second, watcher = [await asyncpg.connect(database) for _ in range(3)]
+    try:
+        async with first.transaction():
+            await first.fetch(statement, two, one)
+            closing = asyncio.create_task(second.fetch(statement, one, two))
+            blocked = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = $1)"
+
+            async def waits_or_is_done() -> bool:
+                return closing.done() or bool(await watcher.fetchval(blocked, second.get_server_pid()))
+
+            await eventually(waits_or_is_done)
+        assert {row["waiter"] for row in await closing} == {one, two}
+    finally:
+        for connection in (first, second, watcher):
+            await connection.close()
+
+
 async def test_a_plain_writer_closes_no_circle(tc: Caller) -> None:
     """Who is in no global transaction holds nothing that others wait for."""
     one, two = new_xid(1), new_xid()
@@ -176,6 +199,11 @@ async def test_the_wait_of_a_caller_who_hangs_up_is_gone(tc: Caller) -> None:
     waiting = asyncio.create_task(tc.wait(waits_for(new_xid(), new_xid())))
     await _waiting(tc, 1)
     waiting.cancel()
+
+    async def ended() -> bool:
+        return bool((await tc.get("/v1/statistics"))[1]["replica"]["waits_open"] == 0)
+
+    await eventually(ended)
     await _waiting(tc, 0)
 
 
@@ -217,11 +245,7 @@ async def test_the_victim_of_a_deadlock_is_undone_in_its_resources(tc: Caller) -
 async def test_a_wait_for_itself_is_refused_with_the_reason(tc: Caller) -> None:
     """A transaction is never blocked by its own rows."""
     xid = new_xid()
-    body = (
-        b'{"holder":"%s","holder_deadline_ms":null,"waiter":"%s","waiter_deadline_ms":null,"resource":"r","wait_ms":1}'
-    )
-    text = str(xid).encode()
-    async with aiohttp.ClientSession() as http:
-        async with http.post(f"{tc.url}/v1/wait", data=body % (text, text), headers=tc.headers) as response:
-            assert response.status == 400
-            assert "does not wait for itself" in (await response.json(content_type=None))["detail"]
+    body = msgspec.json.encode(waits_for(xid, xid))
+    async with tc.http.post(f"{tc.url}/v1/wait", data=body, headers=tc.headers) as response:
+        assert response.status == 400
+        assert "does not wait for itself" in (await response.json(content_type=None))["detail"]

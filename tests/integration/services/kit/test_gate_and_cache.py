@@ -11,9 +11,10 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from services.kit.cache import JITTER, MISSING_TTL_S, TTL_S, Cache
-from services.kit.locks import Gate, lock_master
+from services.kit.locks import LEASE_S, Gate, lock_master
 from services.kit.problems import Problem
 from tests.support.servers import free_port
+from tests.support.services import eventually
 
 MASTERS = 3
 CONTENDERS = 50
@@ -111,9 +112,24 @@ async def test_a_cancelled_acquire_leaves_no_key(masters: list[Redis], name: str
         task.cancel()
         await asyncio.sleep(0)
     await asyncio.gather(task, return_exceptions=True)
-    async with gate.locked(name, wait_s=5) as held:
-        assert held
+
+    async def free() -> bool:
+        return await keys_of(masters, name) == 0
+
+    await eventually(free, timeout_s=LEASE_S / 2)
+
+
+async def test_a_cancelled_one_in_line_does_not_take_the_lock_later(masters: list[Redis], name: str) -> None:
+    """When the holder leaves, nobody stands in the way of the next."""
+    gate = Gate(masters)
+    async with gate.locked(name):
+        waiting = asyncio.create_task(gate.locked(name, wait_s=60).__aenter__())
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
     assert await keys_of(masters, name) == 0
+    async with gate.locked(name, wait_s=0) as held:
+        assert held
 
 
 async def test_what_fails_inside_frees_the_lock(masters: list[Redis], name: str) -> None:
@@ -130,11 +146,13 @@ class Loader:
     def __init__(self, value: int | None = 7) -> None:
         self.value = value
         self.loads = 0
+        self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
 
     async def __call__(self) -> int | None:
         self.loads += 1
+        self.asked.set()
         await self.go_on.wait()
         if self.value == 0:
             raise ZeroDivisionError
@@ -162,8 +180,7 @@ async def test_whoever_goes_away_does_not_take_the_load_from_the_others(redis: R
     cache, load = Cache(redis), Loader()
     load.go_on.clear()
     first = asyncio.create_task(cache.get_or_load(name, int, load))
-    while not load.loads:
-        await asyncio.sleep(0)
+    await load.asked.wait()
     second = asyncio.create_task(cache.get_or_load(name, int, load))
     await asyncio.sleep(0.05)
     first.cancel()

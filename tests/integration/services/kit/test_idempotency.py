@@ -19,7 +19,7 @@ from tests.support.services import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BODY = {"amount_cents": 100}
-EFFECT = text("INSERT INTO preferences (user_id, email) VALUES (gen_random_uuid(), jsonb_build_object('of', :actor))")
+EFFECT = text("INSERT INTO outbox (id, queue, actor, args) VALUES (gen_random_uuid(), :actor, 'effect', '{}')")
 Work = Callable[[Keyed], Awaitable[Reply]]
 
 
@@ -37,7 +37,7 @@ def effect_of(request: Keyed, answer: Any = "done") -> Callable[[AsyncSession], 
 
 async def effects(runtime: Runtime, actor: UUID) -> int:
     async def count(session: AsyncSession) -> int:
-        found = text("SELECT count(*) FROM preferences WHERE email->>'of' = :actor")
+        found = text("SELECT count(*) FROM outbox WHERE queue = :actor")
         return int(await session.scalar(found, {"actor": str(actor)}) or 0)
 
     return await runtime.store.read(count)
