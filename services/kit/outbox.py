@@ -122,7 +122,7 @@ class Relay:
         messages = []
         for row in rows:
             if row.queue == CACHE_QUEUE:
-                await self._cache.drop(*row.args["keys"])
+                await self._cache.drop_surely(*row.args["keys"])
                 continue
             message: dramatiq.Message[Any] = dramatiq.Message(
                 queue_name=row.queue,
