@@ -89,6 +89,7 @@ def _server(name: str, settings: Settings) -> uvicorn.Server:
 
         @contextlib.contextmanager
         def capture_signals(self) -> Generator[None, None, None]:
+            """Leaves the signals to the process."""
             yield
 
     app: Any = import_module(f"services.{name}.app").create_app(settings)

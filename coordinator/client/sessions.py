@@ -25,10 +25,15 @@ async def session_transaction(target: Any) -> AsyncIterator[SessionTransaction]:
         yield SessionTransaction(target)
     elif isinstance(target, AsyncEngine):
         session = AsyncSession(target, expire_on_commit=False)
+        local = SessionTransaction(session)
         try:
-            yield SessionTransaction(session)
+            yield local
         finally:
-            await sheltered(session.close())
+            if session.in_transaction():
+                await sheltered(session.close())
+            else:
+                # The connection is back in its pool: what is left to close needs no input or output.
+                session.sync_session.close()
     else:
         raise TypeError(f"a branch needs an AsyncSession or an AsyncEngine, not {type(target).__name__}")
 
@@ -69,7 +74,9 @@ class SessionTransaction:
 
     async def prepare(self, keep: str | None) -> None:
         """Flushes the session; folds `keep` into COMMIT or runs it at once."""
-        await self._session.flush()
+        pending = self._session.sync_session
+        if pending.new or pending.dirty or pending.deleted:
+            await self._session.flush()
         driver: Any = self._driver
         if driver is not None and self._entered and not driver.is_in_transaction():
             raise BranchRefused(ENDED_INSIDE)

@@ -171,6 +171,45 @@ BEGIN
     END IF;
 END $$;
 
+-- The commits of transactions that the store has never heard of, which is what most of them are: their hints are taken back
+-- when the decision overtakes them. The same ruling as that of tc.apply, in two inserts. Each xid comes once, with branches.
+-- Returns those that were committed; tc.apply rules on all others.
+CREATE OR REPLACE FUNCTION tc.commit_unheard(
+    p_replica uuid, p_renudge interval, p_xid uuid[], p_name text[], p_caller text[], p_deadline_ms bigint[],
+    p_named_xid uuid[], p_named_resource text[], p_named_branch uuid[]
+) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_made uuid[];
+BEGIN
+    WITH made AS (
+        INSERT INTO tc.global_transaction AS g
+            (xid, name, caller, deadline, decision, reason, decided_at, settlement, next_nudge_at)
+        SELECT w.xid, w.name, w.caller, to_timestamp(w.deadline_ms / 1000.0), 1, 'asked', v_now, 1, v_now + p_renudge
+        FROM unnest(p_xid, p_name, p_caller, p_deadline_ms) AS w (xid, name, caller, deadline_ms)
+        WHERE to_timestamp(w.deadline_ms / 1000.0) >= v_now
+        ORDER BY w.xid
+        ON CONFLICT (xid) DO NOTHING
+        RETURNING g.xid
+    )
+    SELECT array_agg(m.xid) INTO v_made FROM made m;
+    IF v_made IS NULL THEN
+        RETURN '{}';
+    END IF;
+    INSERT INTO tc.branch (xid, resource, branch_id, committed)
+    SELECT n.xid, n.resource, n.branch, true
+    FROM unnest(p_named_xid, p_named_resource, p_named_branch) AS n (xid, resource, branch)
+    WHERE n.xid = ANY (v_made)
+    ON CONFLICT (xid, resource, branch_id) DO NOTHING;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    -- Also who was never heard of may be waited for: see tc.apply.
+    PERFORM pg_notify('tc_decided', w.holder::text)
+    FROM (SELECT DISTINCT w.holder FROM tc.wait w WHERE w.holder = ANY (v_made) AND w.replica <> p_replica) AS w;
+    RETURN v_made;
+END $$;
+
 -- Rolls back transactions that nobody decided in time. Two replicas share the work and never wait for each other.
 CREATE OR REPLACE FUNCTION tc.expire(p_replica uuid, p_renudge interval, p_limit integer) RETURNS TABLE (
     xid uuid, decision smallint, reason text, fresh boolean, resource text, branches uuid[], diverged boolean

@@ -181,6 +181,16 @@ class Store:
         self.batches_written += 1
         return _ruled(rows), _diverged(rows)
 
+    async def commit_unheard(self, columns: Sequence[Sequence[object]]) -> set[UUID]:
+        """Commits those of the transactions that the store has never heard of, as `tc.commit_unheard` has it.
+
+        Raises StoreUnavailable, or one of UNFIT_ERRORS or CLASH_ERRORS.
+        """
+        statement = "SELECT tc.commit_unheard($1,$2,$3,$4,$5,$6,$7,$8,$9)"
+        made = await self._write(lambda c: c.fetchval(statement, self.replica, self._renudge, *columns))
+        self.batches_written += 1
+        return set(made)
+
     async def expire(self, limit: int) -> list[Ruled]:
         """Rolls back up to `limit` transactions that nobody decided in time."""
         statement = "SELECT * FROM tc.expire($1, $2, $3)"

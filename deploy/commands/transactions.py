@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 from rich.markup import escape
 
@@ -25,11 +27,15 @@ def show_list(data: Path | None, as_json: bool, decision: str | None, name: str 
         if not page["items"]:
             out.print("No such transaction.")
             return
-        keys = [key for key, value in page["items"][0].items() if not isinstance(value, list | dict)]
-        shown = table(*(key.replace("_", " ") for key in keys))
+        shown = table("xid", "name", "caller", "decision", "settlement", "begun")
         for item in page["items"]:
-            shown.add_row(*(escape(_text(item.get(key))) for key in keys))
+            decision = _text(item["decision"]) + ("" if item["reason"] in (None, "asked") else f" ({item['reason']})")
+            begun = datetime.fromtimestamp((UUID(item["xid"]).int >> 80) / 1000, UTC)  # a UUIDv7 begins with its time
+            row = (item["xid"], item["name"], item["caller"], decision, item["settlement"], f"{begun:%m-%d %H:%M:%S}")
+            shown.add_row(*(escape(_text(cell)) for cell in row))
         out.print(shown)
+        if page.get("next_cursor"):
+            out.print(f"There are more; --limit {limit * 10} shows further back.")
 
 
 def show_one(data: Path | None, xid: str, as_json: bool) -> None:

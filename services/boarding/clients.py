@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-from services.boarding.schemas import Free, PetFacts
+from services.boarding.schemas import Availability, Free, PetFacts
 from services.kit.runtime import Runtime
 
 
@@ -41,3 +41,10 @@ class Others:
         }
         answer = await self.runtime.service("capacity").call("POST", "/internal/availability", Free, json=body)
         return set(answer.free)
+
+    async def free_nights(self, listing_id: UUID, pool: str, first: date, last: date) -> set[date]:
+        """The nights of [first, last) on which the listing has a place left of that kind."""
+        params = {"from": first.isoformat(), "to": last.isoformat(), "pool": pool}
+        path = f"/api/capacity/services/{listing_id}/availability"
+        answer = await self.runtime.service("capacity").call("GET", path, Availability, params=params)
+        return {night.night for night in answer.nights if night.left > 0}

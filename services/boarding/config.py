@@ -14,10 +14,14 @@ SPEC = ServiceSpec(
 )
 
 QUEUE = "boarding"
+QUOTE_KIND = "quote"
 QUOTE_TTL_S = 600
 """How long a quote holds."""
 SEARCH_PAGES_MAX = 10
 """Pages of candidates that one search with dates looks through before it says that there is more."""
 SUGGESTION_DAYS_MAX = 60
+SUGGESTION_NIGHTS_MAX = 90
+BOOKING_HORIZON_DAYS_MAX = 730
+"""No schedule opens further ahead (schemas.Schedule)."""
 CACHE_KEY = "service:{id}"
 """The seed's key."""

@@ -10,15 +10,18 @@ from litestar import Controller, Request, get, patch, post, put
 from litestar.params import Parameter
 
 from services.boarding import schemas
+from services.boarding.config import SUGGESTION_DAYS_MAX, SUGGESTION_NIGHTS_MAX
 from services.boarding.repository import Search
-from services.boarding.use_cases import Listings, wish_near
+from services.boarding.use_cases import Listings, Quoting, Searching, wish_near
 from services.kit.auth import Principal, Role, approved_user, has_role, internal, principal_of, public
 from services.kit.paging import LIMIT_DEFAULT, LIMIT_MAX, Page
 from services.kit.problems import bad_request
 
 Limit = Annotated[int, Parameter(ge=1, le=LIMIT_MAX)]
-Nights = Annotated[int, Parameter(ge=1, le=90)]
-Days = Annotated[int, Parameter(ge=0, le=60)]
+Nights = Annotated[int, Parameter(ge=1, le=SUGGESTION_NIGHTS_MAX)]
+Days = Annotated[int, Parameter(ge=0, le=SUGGESTION_DAYS_MAX)]
+Words = Annotated[str | None, Parameter(max_length=128, pattern=schemas.STORABLE)]
+Cents = Annotated[int | None, Parameter(ge=0, le=100_000_000)]
 PROVIDER = has_role(Role.PROVIDER)
 READERS = ("order", "review", "capacity", "admin")
 
@@ -31,20 +34,20 @@ class BoardingController(Controller):
     @get("/search", guards=[public])
     async def search(
         self,
-        listings: Listings,
-        q: str | None = None,
-        city: str | None = None,
+        searching: Searching,
+        q: Words = None,
+        city: Words = None,
         check_in: date | None = None,
         check_out: date | None = None,
-        pool: schemas.Pool | None = None,
+        pool: Annotated[str | None, Parameter(pattern=schemas.POOL)] = None,
         units: Annotated[int, Parameter(ge=1, le=20)] = 1,
-        price_min: int | None = None,
-        price_max: int | None = None,
-        rating_min: float | None = None,
+        price_min: Cents = None,
+        price_max: Cents = None,
+        rating_min: Annotated[float | None, Parameter(ge=0, le=5)] = None,
         instant: bool | None = None,
-        lat: float | None = None,
-        lng: float | None = None,
-        radius_km: float | None = None,
+        lat: Annotated[float | None, Parameter(ge=-90, le=90)] = None,
+        lng: Annotated[float | None, Parameter(ge=-180, le=180)] = None,
+        radius_km: Annotated[float | None, Parameter(ge=0, le=20_100)] = None,
         sort: schemas.Sort = "recommended",
         cursor: str | None = None,
         limit: Limit = LIMIT_DEFAULT,
@@ -55,9 +58,8 @@ class BoardingController(Controller):
         dates = None if check_in is None or check_out is None else (check_in, check_out)
         if dates is not None and dates[0] >= dates[1]:
             raise bad_request("'check_out' must be after 'check_in'.")
-        near = None if lat is None or lng is None else (lat, lng)
         wish = Search(q, city, pool, price_min, price_max, rating_min, instant, None, radius_km, sort)
-        return await listings.search(wish_near(wish, near), dates, units, cursor, limit)
+        return await searching.search(wish_near(wish, lat, lng), dates, units, cursor, limit)
 
     @post("/services", guards=[PROVIDER])
     async def publish(
@@ -112,23 +114,23 @@ class BoardingController(Controller):
 
     @post("/services/{listing_id:uuid}/quotes", guards=[approved_user], status_code=200)
     async def quote(
-        self, request: Request[Any, Any, Any], listing_id: UUID, data: schemas.AskQuote, listings: Listings
+        self, request: Request[Any, Any, Any], listing_id: UUID, data: schemas.AskQuote, quoting: Quoting
     ) -> schemas.Quote:
         """A signed price with its lines, good for ten minutes."""
-        return await listings.quote(principal_of(request).user_id, listing_id, data)
+        return await quoting.quote(principal_of(request).user_id, listing_id, data)
 
     @get("/services/{listing_id:uuid}/suggestions", guards=[public])
     async def suggestions(
         self,
         listing_id: UUID,
-        listings: Listings,
+        quoting: Quoting,
         check_in: date,
         nights: Nights,
-        pool: schemas.Pool,
+        pool: Annotated[str, Parameter(pattern=schemas.POOL)],
         flexible_days: Days = 7,
     ) -> schemas.Suggestions:
         """Free stays near the wish: the nearest first, and the cheapest."""
-        return await listings.suggestions(listing_id, check_in, nights, pool, flexible_days)
+        return await quoting.suggestions(listing_id, check_in, nights, pool, flexible_days)
 
 
 class InternalListingController(Controller):
@@ -144,7 +146,11 @@ class InternalListingController(Controller):
 
     @get("/", guards=[internal(["admin"])])
     async def waiting(
-        self, listings: Listings, audit_status: int = 0, cursor: str | None = None, limit: Limit = LIMIT_DEFAULT
+        self,
+        listings: Listings,
+        audit_status: Annotated[int, Parameter(ge=-1, le=3)] = 0,
+        cursor: str | None = None,
+        limit: Limit = LIMIT_DEFAULT,
     ) -> Page[schemas.Found]:
         """Listings in one state of moderation."""
         return await listings.waiting(audit_status, cursor, limit)

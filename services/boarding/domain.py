@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import IntEnum, StrEnum
@@ -97,7 +97,10 @@ def nights_of(check_in: date, check_out: date) -> list[date]:
 def check_schedule(
     rules: ScheduleRules, check_in: date, check_out: date, local_now: datetime, blocked: frozenset[date]
 ) -> None:
-    """Raises OutsideWindow when the stay breaks a rule. `local_now` is in the listing's time zone."""
+    """Raises OutsideWindow when the stay breaks a rule. `local_now` is in the listing's time zone.
+
+    A notice in hours counts to the end of the check-in day.
+    """
     nights = (check_out - check_in).days
     if nights < 1:
         raise OutsideWindow("The check-out must be after the check-in.")
@@ -129,14 +132,19 @@ def price(rules: PriceRules, check_in: date, check_out: date, pets: int) -> list
         extra = percent_of(rules.night_cents, rules.weekend_percent)
         lines.append(Line(f"weekend +{rules.weekend_percent}%", weekend, extra * weekend))
     if pets > 1:
-        first = sum(line.amount_cents for line in lines)
+        first = total_cents(lines)
         further = percent_of(first, rules.extra_pet_percent) * (pets - 1)
         lines.append(Line(f"{pets - 1} more pet(s) at {rules.extra_pet_percent}%", len(nights), further))
     tier = max((tier for tier in rules.long_stay if tier[0] <= len(nights)), default=None)
     if tier is not None:
-        off = percent_of(sum(line.amount_cents for line in lines), tier[1])
+        off = percent_of(total_cents(lines), tier[1])
         lines.append(Line(f"{tier[0]}+ nights -{tier[1]}%", len(nights), -off))
     return lines
+
+
+def total_cents(lines: Iterable[Line]) -> int:
+    """What the lines come to."""
+    return sum(line.amount_cents for line in lines)
 
 
 def pools_of(pets: Sequence[tuple[str, str]]) -> dict[str, int]:
@@ -151,7 +159,7 @@ def distance_km(a: tuple[float, float], b: tuple[float, float]) -> float:
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(h))
 
 
-def windows(nights: int, first: date, last: date, *, flexible_days: int) -> list[tuple[date, date]]:
-    """Stays of `nights` nights near [first, last), nearest first: candidates for a suggestion."""
+def windows(nights: int, wish: date, *, flexible_days: int) -> list[tuple[date, date]]:
+    """Stays of `nights` nights that begin near `wish`: the nearest first, and of two equally near the later one."""
     offsets = sorted(range(-flexible_days, flexible_days + 1), key=lambda n: (abs(n), n < 0))
-    return [(first + timedelta(days=n), first + timedelta(days=n + nights)) for n in offsets if first <= last]
+    return [(wish + timedelta(days=n), wish + timedelta(days=n + nights)) for n in offsets]

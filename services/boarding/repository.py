@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.boarding.domain import EARTH_RADIUS_KM, AuditStatus
 from services.boarding.tables import blocked_dates, listing_details, listings
+from services.kit.undecided import undecided
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,18 @@ async def add(session: AsyncSession, row: dict[str, Any], details: dict[str, Any
     await session.execute(insert(listing_details).values(listing_id=row["id"], **details))
 
 
-async def listing(session: AsyncSession, listing_id: UUID) -> Any:
-    """A listing with its details, or None."""
+async def listing(session: AsyncSession, listing_id: UUID, *, lock: bool = False) -> Any:
+    """A listing with its details, or None; `undecided` says whether it may still be undone.
+
+    With `lock` nobody else changes it until this transaction ends: for who writes what depends on what is read.
+    """
     query = (
-        select(listings, listing_details)
+        select(listings, listing_details, undecided(listings))
         .join(listing_details, listing_details.c.listing_id == listings.c.id)
         .where(listings.c.id == listing_id)
     )
+    if lock:
+        query = query.with_for_update(of=listings)
     return (await session.execute(query)).mappings().first()
 
 

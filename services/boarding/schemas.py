@@ -9,14 +9,18 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
-Pool = Annotated[str, Meta(pattern=r"^(dog|cat|other)-(S|M|L|XL)$")]
+POOL = r"^(dog|cat|other)-(S|M|L|XL)$"
+Pool = Annotated[str, Meta(pattern=POOL)]
 Cents = Annotated[int, Meta(ge=1, le=100_000_000)]
 Percent = Annotated[int, Meta(ge=0, le=500)]
 Places = Annotated[int, Meta(ge=0, le=1000)]
-Title = Annotated[str, Meta(min_length=1, max_length=128)]
-Prose = Annotated[str, Meta(max_length=10_000)]
-City = Annotated[str, Meta(min_length=1, max_length=64)]
-Address = Annotated[str, Meta(max_length=255)]
+STORABLE = r"^[^\x00]*$"
+"""PostgreSQL's text has no NUL."""
+Title = Annotated[str, Meta(min_length=1, max_length=128, pattern=STORABLE)]
+Prose = Annotated[str, Meta(max_length=10_000, pattern=STORABLE)]
+City = Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE)]
+Address = Annotated[str, Meta(max_length=255, pattern=STORABLE)]
+TimeZone = Annotated[str, Meta(min_length=1, max_length=64, pattern=STORABLE)]
 Latitude = Annotated[float, Meta(ge=-90, le=90)]
 Longitude = Annotated[float, Meta(ge=-180, le=180)]
 PolicyName = Literal["same_day", "one_day", "three_day", "seven_day"]
@@ -48,7 +52,7 @@ class Prices(Strict, frozen=True):
 
     weekend_percent: Percent = 0
     extra_pet_percent: Percent = 100
-    long_stay: tuple[Tier, ...] = ()
+    long_stay: Annotated[tuple[Tier, ...], Meta(max_length=20)] = ()
 
 
 class Publish(Strict, frozen=True):
@@ -64,7 +68,7 @@ class Publish(Strict, frozen=True):
     house_rules: Prose = ""
     policy: PolicyName = "one_day"
     instant_book: bool = False
-    time_zone: str = "Asia/Shanghai"
+    time_zone: TimeZone = "Asia/Shanghai"
     schedule: Schedule = msgspec.field(default_factory=Schedule)
     prices: Prices = msgspec.field(default_factory=Prices)
     capacity: dict[Pool, Places] = msgspec.field(default_factory=dict)
@@ -106,7 +110,7 @@ class AskQuote(Strict, frozen=True):
 class Moderate(Strict, frozen=True):
     """An administrator's word, passed on by the admin service."""
 
-    reason: Annotated[str, Meta(max_length=1000)] = ""
+    reason: Annotated[str, Meta(max_length=1000, pattern=STORABLE)] = ""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -218,6 +222,19 @@ class Free(msgspec.Struct, frozen=True):
     """What the capacity service says is free."""
 
     free: list[UUID]
+
+
+class FreeNight(msgspec.Struct, frozen=True):
+    """What the capacity service says of one night of one kind of pet."""
+
+    night: date
+    left: int
+
+
+class Availability(msgspec.Struct, frozen=True):
+    """The nights of a listing, as the capacity service knows them."""
+
+    nights: list[FreeNight]
 
 
 class Message(msgspec.Struct, frozen=True):

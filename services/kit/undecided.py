@@ -10,7 +10,7 @@ UNDO_NAME_MAX_BYTES = 63
 
 
 def undecided(managed: Table) -> ColumnElement[bool]:
-    """Whether a global transaction that is not settled wrote the row of `managed`: a column for the select that reads it.
+    """Whether a global transaction that is not settled wrote the row of `managed`: a column for the select of that row.
 
     In the same statement, because a row and the lock on it become visible in the same commit: so one snapshot sees both
     or neither. Costs one look-up by primary key. It says nothing of a row that such a transaction deleted: there is no
@@ -22,4 +22,4 @@ def undecided(managed: Table) -> ColumnElement[bool]:
     keys = list(managed.primary_key.columns)
     undo = table(name, *(column(key.name, key.type) for key in keys), schema="at").alias("undo")
     same = (undo.c[key.name] == key for key in keys)
-    return exists(select(1).select_from(undo).where(*same).correlate(managed)).label("undecided")  # type: ignore[return-value]
+    return exists(select(1).select_from(undo).where(*same).correlate(managed)).label("undecided")

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import asyncpg  # noqa: E402
+import uvloop  # noqa: E402
 from sqlalchemy import text  # noqa: E402
 from sqlalchemy.engine import make_url  # noqa: E402
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine  # noqa: E402
@@ -263,7 +264,7 @@ async def measure() -> dict[str, Any]:
 
 def main() -> None:
     """Prints the benchmark's object."""
-    figures = asyncio.run(measure())
+    figures = uvloop.run(measure())  # as uvicorn runs the services
     machine = f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, {platform.system()}"
     print(
         json.dumps(

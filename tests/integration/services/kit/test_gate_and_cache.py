@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from services.kit.cache import JITTER, MISSING_TTL_S, TTL_S, Cache
+from services.kit.cache import JITTER, LOAD_MAX_S, MARK, MARK_TTL_S, MISSING_TTL_S, TTL_S, Cache, Passing
 from services.kit.locks import LEASE_S, Gate, lock_master
 from services.kit.problems import Problem
 from tests.support.servers import free_port
@@ -119,6 +121,32 @@ async def test_a_cancelled_acquire_leaves_no_key(masters: list[Redis], name: str
     await eventually(free, timeout_s=LEASE_S / 2)
 
 
+class SlowMaster(Redis):
+    """A lock master whose answer to a taken lock is long on its way."""
+
+    taken: asyncio.Event
+
+    async def set(self, *args: Any, **kwargs: Any) -> Any:
+        """The key is there well before the caller hears of it."""
+        result = await super().set(*args, **kwargs)
+        self.taken.set()
+        await asyncio.sleep(0.2)
+        return result
+
+
+async def test_an_acquire_that_is_cancelled_before_it_hears_of_its_lock_gives_it_back(valkey: str, name: str) -> None:
+    """The key is in Redis already, and is taken out again long before its lease ends."""
+    master = SlowMaster.from_url(valkey)
+    master.taken = asyncio.Event()
+    task = asyncio.create_task(Gate([master]).locked(name).__aenter__())
+    await master.taken.wait()
+    assert await keys_of([master], name) == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await keys_of([master], name) == 0
+    await master.aclose()
+
+
 async def test_a_cancelled_one_in_line_does_not_take_the_lock_later(masters: list[Redis], name: str) -> None:
     """When the holder leaves, nobody stands in the way of the next."""
     gate = Gate(masters)
@@ -224,6 +252,100 @@ async def test_a_dropped_value_is_loaded_anew(redis: Redis, name: str) -> None:
     await cache.get_or_load(name, int, load)
     await cache.get_or_load(f"{name}:other", int, other)
     assert (load.loads, other.loads) == (2, 1)
+
+
+@pytest.mark.parametrize("dropped_before", [False, True])
+async def test_a_value_that_was_loaded_before_a_drop_gives_way(redis: Redis, name: str, dropped_before: bool) -> None:
+    """The row changed while somebody had read the old one: they may answer it, and nobody finds it afterwards.
+
+    Each drop leaves a mark of its own: a load between two drops does not take the second's for the first's.
+    """
+    reader, writer, load = Cache(redis), Cache(redis), Loader(7)
+    if dropped_before:
+        await writer.drop(name)
+    load.go_on.clear()
+    late = asyncio.create_task(reader.get_or_load(name, int, load))
+    await load.asked.wait()
+    await writer.drop(name)
+    load.go_on.set()
+    assert await late == 7
+    fresh = Loader(8)
+    assert [await cache.get_or_load(name, int, fresh) for cache in (reader, writer)] == [8, 8]
+    assert fresh.loads == 1
+
+
+async def test_a_value_gives_way_to_a_newer_one_too(redis: Redis, name: str) -> None:
+    """The new value is there already when the old one comes back."""
+    slow, quick, load = Cache(redis), Cache(redis), Loader(7)
+    load.go_on.clear()
+    late = asyncio.create_task(slow.get_or_load(name, int, load))
+    await load.asked.wait()
+    await quick.drop(name)
+    assert await quick.get_or_load(name, int, Loader(8)) == 8
+    load.go_on.set()
+    assert await late == 7
+    assert await slow.get_or_load(name, int, Loader(9)) == 8
+
+
+async def test_whoever_asks_after_a_drop_does_not_join_a_load_from_before_it(redis: Redis, name: str) -> None:
+    """Who has heard that a change is done never sees the time before it, whichever process dropped the key."""
+    cache, load = Cache(redis), Loader(7)
+    load.go_on.clear()
+    before = asyncio.create_task(cache.get_or_load(name, int, load))
+    await load.asked.wait()
+    await Cache(redis).drop(name)
+    assert await asyncio.wait_for(cache.get_or_load(name, int, Loader(8)), timeout=10) == 8
+    load.go_on.set()
+    assert await before == 7
+
+
+async def test_a_load_that_outlives_the_mark_of_a_drop_is_not_kept(redis: Redis, name: str) -> None:
+    """When marks have ended unseen, only the length of the load tells that it may be old."""
+    seconds = [0.0]
+    cache, load = Cache(redis, clock=lambda: seconds[0]), Loader(7)
+    load.go_on.clear()
+    late = asyncio.create_task(cache.get_or_load(name, int, load))
+    await load.asked.wait()
+    seconds[0] = LOAD_MAX_S + 0.1
+    load.go_on.set()
+    assert await late == 7
+    assert await cache.get_or_load(name, int, Loader(8)) == 8
+    assert min(MARK_TTL_S, MISSING_TTL_S, int(TTL_S * (1 - JITTER))) > LOAD_MAX_S
+
+
+async def test_a_mark_stands_as_long_as_a_load_may_take(redis: Redis, name: str) -> None:
+    """And is never taken for a value."""
+    cache = Cache(redis)
+    await cache.drop(name)
+    raw = await redis.get(name)
+    assert bytes(raw).startswith(MARK)
+    assert LOAD_MAX_S < await redis.ttl(name) <= MARK_TTL_S
+    assert await cache.get_or_load(name, int, Loader(None)) is None
+
+
+async def test_a_value_that_may_be_undone_is_answered_and_not_kept(redis: Redis, name: str) -> None:
+    """To all who wait for it; the next one asks again, and keeps what stands."""
+    cache, loads = Cache(redis), 0
+
+    async def passing() -> Passing[int]:
+        nonlocal loads
+        loads += 1
+        await asyncio.sleep(0.02)
+        return Passing(7)
+
+    assert await asyncio.gather(*(cache.get_or_load(name, int, passing) for _ in range(5))) == [7] * 5
+    assert loads == 1
+    assert await redis.get(name) is None
+    assert await cache.get_or_load(name, int, Loader(8)) == 8
+    assert await cache.get_or_load(name, int, passing) == 8
+
+
+async def test_whoever_must_be_sure_of_a_drop_hears_that_redis_is_away(redis: Redis, name: str) -> None:
+    """The outbox tries again; a request that was answered from the database goes on."""
+    with pytest.raises(RedisError):
+        await Cache(away()).drop_surely(name)
+    await Cache(away()).drop(name)
+    await Cache(redis).drop_surely()
 
 
 async def test_with_redis_away_the_database_answers(name: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from coordinator.protocol.ids import uuid7
 from services.kit.broker import make_broker
+from services.notification import repository
 from services.notification.config import SPEC
 from services.notification.use_cases import Notifications
 from tests.support.services import eventually, queued, replica
@@ -227,6 +228,22 @@ async def test_a_stream_goes_on_where_the_last_one_broke_off(system: System) -> 
             live = await tell(use_cases, recipient, kind="care_log")
             event = await next_event(lines)
     assert (event["event"], json.loads(event["data"])["id"]) == ("care_log", str(live))
+
+
+async def test_a_later_number_is_never_seen_before_an_earlier_one(system: System) -> None:
+    """While one notification is being stored, the next one for the same reader waits; others do not."""
+    recipient = system.new_id()
+    told: dict[str, Any] = {"kind": "care_log", "title": "日志", "text": "吃饱了", "order_id": None}
+    async with notifications(system) as use_cases:
+        async with use_cases.runtime.store.session() as session, session.begin():
+            await repository.add(session, recipient=recipient, id=uuid7(3), **told)
+            second = asyncio.create_task(tell(use_cases, recipient))
+            await tell(use_cases, system.new_id())
+            done, _ = await asyncio.wait({second}, timeout=0.3)
+            assert not done
+        await second
+    newest_first = [item["id"] == str(second.result()) for item in await shown(system, recipient)]
+    assert newest_first == [True, False]
 
 
 async def test_a_stream_misses_nothing_that_is_stored_by_many_at_once(system: System) -> None:

@@ -54,20 +54,23 @@ async def shown(system: System, **params: UUID) -> list[dict[str, Any]]:
 
 
 async def told(system: System, *people: UUID) -> list[str]:
-    """Who was sent a notification, one entry for each; waits until the outbox is empty."""
+    """Who was sent a notification, one entry for each message; waits until the outbox is empty.
+
+    A message that left twice (a relay was stopped between sending and forgetting it) is one: so its reader sees it.
+    """
 
     async def left() -> bool:
         return not await system.fetch("review", "SELECT 1 FROM outbox")
 
     await eventually(left)
-    messages = await queued(system.redis_url, "notification")
-    return sorted(m["kwargs"]["recipient"] for m in messages if UUID(m["kwargs"]["recipient"]) in people)
+    messages = {m["message_id"]: m["kwargs"]["recipient"] for m in await queued(system.redis_url, "notification")}
+    return sorted(recipient for recipient in messages.values() if UUID(recipient) in people)
 
 
 async def ratings_sent(system: System, listing: UUID) -> list[tuple[int, int]]:
     await told(system)
-    messages = sorted(await queued(system.redis_url, "boarding"), key=lambda m: m["message_id"])
-    found = [m["kwargs"] for m in messages if m["kwargs"]["listing_id"] == str(listing)]
+    messages = {m["message_id"]: m["kwargs"] for m in await queued(system.redis_url, "boarding")}
+    found = [messages[number] for number in sorted(messages) if messages[number]["listing_id"] == str(listing)]
     return [(m["count"], m["mean_x100"]) for m in found]
 
 
