@@ -72,6 +72,8 @@ class Cache:
         self._dice = dice
         self._clock = clock
         self._loading: dict[tuple[str, bytes | None], asyncio.Task[Any]] = {}
+        self._ended = 0
+        """Loads that have ended in this process."""
 
     async def get_or_load(
         self, key: str, kind: type[T], load: Callable[[], Awaitable[T | Passing[T] | None]]
@@ -80,8 +82,12 @@ class Cache:
 
         Nobody who asks after a `drop` gets what was loaded before it.
         """
+        ended = self._ended
         seen = await self._get(key)
-        if seen and not seen.startswith(MARK):
+        if not _is_value(seen) and ended != self._ended:
+            # A load ended while we asked: it may have been of this key, and its value was set after we had looked.
+            seen = await self._get(key)
+        if seen is not None and _is_value(seen):
             return None if seen == MISSING else msgspec.json.decode(seen, type=kind)
         # By what was seen too: whoever sees a later mark must not join a load that began before that drop.
         flight = (key, seen)
@@ -125,6 +131,7 @@ class Cache:
 
     def _loaded(self, flight: tuple[str, bytes | None], done: asyncio.Task[Any]) -> None:
         del self._loading[flight]
+        self._ended += 1
         if not done.cancelled():
             done.exception()  # marked as seen: all who waited may have gone
 
@@ -144,3 +151,8 @@ class Cache:
             await self._redis.eval(SET_IF_UNCHANGED, 1, key, seen, raw, ttl_s)
         except RedisError as error:
             log.warning("cache.away", doing="set", error=str(error))
+
+
+def _is_value(raw: bytes | None) -> bool:
+    """Whether what stands in a key is a value (or that there is none), and not a drop's mark or nothing."""
+    return raw is not None and raw != b"" and not raw.startswith(MARK)

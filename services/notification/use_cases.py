@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 from uuid import UUID
 
@@ -118,9 +119,10 @@ class Notifications:
 
 def _write(folder: Path, name: str, body: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{name}"
-    draft.write_bytes(body)
-    draft.replace(folder / name)  # whole or not at all
+    # A draft of its own: two workers may write the mail of one message at the same time.
+    with NamedTemporaryFile(dir=folder, prefix=".", suffix=".draft", delete=False) as draft:
+        draft.write(body)
+    Path(draft.name).replace(folder / name)  # whole or not at all
 
 
 def _shown(row: Any) -> Notification:

@@ -1,0 +1,75 @@
+"""What may be a login, and what a refresh token says."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from services.kit.roles import AccountStatus
+from services.user.domain import (
+    REFRESH_SECRET_BYTES,
+    Login,
+    LoginKind,
+    approve,
+    guess_login,
+    normalise,
+    read_refresh_token,
+    refresh_token,
+    token_hash,
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (" Anna ", Login(LoginKind.USERNAME, "anna")),
+        ("Anna@Example.ORG", Login(LoginKind.EMAIL, "anna@example.org")),
+        ("+86 138-0013 8000", Login(LoginKind.PHONE, "+8613800138000")),
+        ("13800138000", Login(LoginKind.PHONE, "13800138000")),
+    ],
+)
+def test_what_is_typed_is_known_by_its_form(typed: str, meant: Login) -> None:
+    """No two kinds can be taken for one another, so one field serves all three."""
+    assert guess_login(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        (LoginKind.USERNAME, "138001"),
+        (LoginKind.USERNAME, "a@b.cd"),
+        (LoginKind.USERNAME, "ab"),
+        (LoginKind.EMAIL, "anna@example"),
+        (LoginKind.EMAIL, "an na@example.org"),
+        (LoginKind.PHONE, "12345"),
+        (LoginKind.PHONE, "0049x1234567"),
+    ],
+)
+def test_what_would_be_taken_for_another_kind_or_for_nothing_is_refused(kind: LoginKind, raw: str) -> None:
+    """A username looks neither like a phone number nor like an e-mail address."""
+    with pytest.raises(ValueError, match="usable"):
+        normalise(kind, raw)
+
+
+def test_a_refresh_token_names_its_user_and_is_stored_as_a_hash() -> None:
+    """The token leads to the user's shard; what is stored does not lead to the token."""
+    user_id = UUID(int=5)
+    token = refresh_token(user_id, b"s" * REFRESH_SECRET_BYTES)
+    found, stored = read_refresh_token(token)
+    assert (found, stored) == (user_id, token_hash(token))
+    assert token.encode() not in stored
+
+
+@pytest.mark.parametrize("token", ["", "x", "x" * 63, "ä" * 64, "=" * 64])
+def test_what_is_no_refresh_token_is_a_value_error(token: str) -> None:
+    """Whatever comes over the wire, nothing else is raised."""
+    with pytest.raises(ValueError, match="not a refresh token"):
+        read_refresh_token(token)
+
+
+def test_an_approval_lifts_no_suspension() -> None:
+    """A suspended account is restored by name, never in passing."""
+    assert approve(AccountStatus.PENDING) is approve(AccountStatus.ACTIVE) is AccountStatus.ACTIVE
+    with pytest.raises(ValueError, match="restored"):
+        approve(AccountStatus.SUSPENDED)
