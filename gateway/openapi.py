@@ -211,8 +211,8 @@ def _finish_operations(item: Json, service: str, path: str, document: Json, ambi
 def _security(requirement: list[Json] | None) -> list[Json]:
     if requirement is None:
         return [{SECURITY_SCHEME: []}, {}]
-    if not requirement:
-        return []
+    if not any(requirement):
+        return []  # none is asked for, or only the empty one
     optional = any(not alternative for alternative in requirement)
     return [{SECURITY_SCHEME: []}, {}] if optional else [{SECURITY_SCHEME: []}]
 

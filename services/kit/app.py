@@ -8,6 +8,7 @@ from typing import Any
 
 from litestar import Litestar, Response, get
 from litestar.di import Provide
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
@@ -37,7 +38,7 @@ def build_app(
         finally:
             await runtime.stop()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[*handlers, *_health(runtime), nudge_route(runtime.coordinator, path=NUDGE_PATH)],
         dependencies={"runtime": Provide(lambda: runtime, sync_to_thread=False), **(dependencies or {})},
         lifespan=[lifespan],
@@ -61,6 +62,16 @@ def build_app(
         logging_config=None,
         debug=False,
     )
+    _document_public_routes(app)
+    return app
+
+
+def _document_public_routes(app: Litestar) -> None:
+    """What everybody may call is shown without a lock in the API's documents: its guard says so, and nothing else."""
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            if isinstance(handler, HTTPRouteHandler):
+                handler.security = [{}] if public in handler.resolve_guards() else [{"bearer": []}]
 
 
 def _health(runtime: Runtime) -> list[ControllerRouterHandler]:

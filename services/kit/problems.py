@@ -30,6 +30,9 @@ NAMED_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 WHOLE_BODY = "data"
 """The key under which the validation reports what concerns the body itself."""
 
+UNSTORABLE_TEXT = "22021"
+"""SQLSTATE of a text with a NUL in it."""
+
 AWAY_CLASSES = ("08", "53", "57")
 """Classes of SQLSTATEs by which a server says that it cannot serve at the moment, whatever it was asked."""
 
@@ -182,6 +185,8 @@ def problem_for(error: BaseException) -> Problem | None:
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
             return Problem(error.status_code, code, error.detail, headers=error.headers)
+        case DBAPIError() if getattr(error.orig, "sqlstate", None) == UNSTORABLE_TEXT:
+            return bad_request("A text holds a character that cannot be stored (NUL). Leave it out.", code="bad-text")
         case OperationalError() | InterfaceError():
             return unavailable("database-unavailable", "A database does not answer. Nothing was done; try again.")
         case DBAPIError() if error.connection_invalidated or _is_away(error.orig):
