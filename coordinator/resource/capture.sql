@@ -108,6 +108,27 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         CASE WHEN operation = 'update' AND at.is_chained(relation) THEN ', at_r.at__olds, at_r.at__news' ELSE '' END);
 $$;
 
+-- The same for a statement that touched one row, and no key of it before: then there is nothing to merge and nothing to
+-- pair, and the statement above, with all that it carries for other cases, need not even be started. Inserts no row in
+-- any other case. NULL for an update of a table that foreign keys may update too: there, one capture may be a step of
+-- several.
+CREATE OR REPLACE FUNCTION at.capture_one(relation regclass, operation text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN operation <> 'update' OR NOT at.is_chained(relation) THEN format(
+        'INSERT INTO %s (%s, xid, branch_id, before, after) SELECT %s, at__me, at__branch, %s, %s FROM %s WHERE %s
+      ON CONFLICT ON CONSTRAINT %I DO NOTHING',
+        at.undo_table(relation), at.key_list(relation, '%2$I'),
+        at.key_list(relation, CASE operation WHEN 'insert' THEN 'at_n.%1$I' ELSE 'at_o.%1$I' END),
+        CASE operation WHEN 'insert' THEN format('NULL::%s', relation) ELSE at.image(relation, 'at_o') END,
+        CASE operation WHEN 'delete' THEN format('NULL::%s', relation) ELSE at.image(relation, 'at_n') END,
+        CASE operation WHEN 'insert' THEN 'at_new at_n' WHEN 'delete' THEN 'at_old at_o'
+             ELSE format('at_old at_o JOIN at_new at_n ON %s', at.key_match(relation, 'at_o', 'at_n')) END,
+        concat_ws(' AND ',
+            CASE WHEN operation <> 'insert' THEN '(SELECT count(*) FROM (SELECT FROM at_old LIMIT 2) at_c) = 1' END,
+            CASE WHEN operation <> 'delete' THEN '(SELECT count(*) FROM (SELECT FROM at_new LIMIT 2) at_c) = 1' END),
+        at.name_of(at.base_name(relation) || ':pk')) END;
+$$;
+
 -- Statements that stop a plain writer at a locked key. Above READ COMMITTED its snapshot may be older than the lock,
 -- while the unique index of the undo table shows every row: trying to insert the key there raises 40001.
 CREATE OR REPLACE FUNCTION at.plain_check(relation regclass, operation text) RETURNS text
@@ -235,12 +256,15 @@ DECLARE
   at__holder uuid;
 BEGIN
   IF at__me IS NOT NULL THEN
-    %s;
-  ELSE
+%s  ELSE
 %s  END IF;
 %s  RETURN NULL;
 END
-$f$, at.capture_statement(relation, operation), at.plain_check(relation, operation), concat(
+$f$, CASE WHEN at.capture_one(relation, operation) IS NULL
+         THEN format(E'    %s;\n', at.capture_statement(relation, operation))
+         ELSE format(E'    %s;\n    IF NOT FOUND THEN\n    %s;\n    END IF;\n',
+                     at.capture_one(relation, operation), at.capture_statement(relation, operation)) END,
+    at.plain_check(relation, operation), concat(
         CASE WHEN operation <> 'delete' THEN concat(
             (SELECT string_agg(at.guard_statement(relation, at.undo_table(relation), c, 'unique value'), '')
              FROM at.freed_value_checks(relation) c),

@@ -154,8 +154,9 @@ BEGIN
            string_agg(format('  IF EXISTS (SELECT FROM at.%I WHERE xid = p_xid) THEN found_tables := found_tables || %L::regclass; END IF;',
                              undo_table, relation::text), E'\n' ORDER BY undo_table)
         INTO deletes, partial_deletes, looks FROM at.managed;
-    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_rows(p_xids uuid[], p_branches uuid[], p_shared uuid[]) RETURNS void '
-        || header || quote_literal(format(E'\nBEGIN\n  IF p_branches IS NULL THEN\n%s\n  ELSE\n%s\n  END IF;\nEND\n',
+    -- Only at.forget calls it, and has set what both need.
+    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_rows(p_xids uuid[], p_branches uuid[], p_shared uuid[]) RETURNS void LANGUAGE plpgsql AS '
+        || quote_literal(format(E'\nBEGIN\n  IF p_branches IS NULL THEN\n%s\n  ELSE\n%s\n  END IF;\nEND\n',
             coalesce(deletes, '    NULL;'), coalesce(partial_deletes, '    NULL;')));
     EXECUTE 'CREATE OR REPLACE FUNCTION at.touched(p_xid uuid) RETURNS regclass[] '
         || header || quote_literal(format(E'\nDECLARE\n  found_tables regclass[] := ''{}'';\nBEGIN\n%s\n  RETURN found_tables;\nEND\n', looks));

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import secrets
+import signal
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from deploy.demo.report import Report
-from deploy.demo.world import Api, Databases, DemoSystem, Failed, Person, eventually, unique
+from deploy.demo.world import Api, Databases, DemoSystem, Failed, Lock, Person, eventually, unique
 
 PRICE_CENTS = 12_000
 REGISTER_TRIES_MAX = 40
+WATCH_TIMEOUT_S = 4.0
 AT_ONCE_MAX = 8
 """Accounts that are made at the same time: each costs a deliberate amount of memory (argon2id)."""
 
@@ -123,6 +127,31 @@ class Cast:
     async def book(self, owner: Person, quote: str) -> Any:
         """A booking that must succeed."""
         return await owner.must("POST", "/api/orders", {"quote": quote}, keyed=True)
+
+    async def book_watched(self, owner: Person, quote: str) -> tuple[Any, list[Lock]]:
+        """A booking that must succeed, and the global locks that it held before it was decided.
+
+        The coordinator is paused for the moment in which the branches are done and nothing is decided.
+        """
+        pid = self.system.coordinator_pid()
+        os.kill(pid, signal.SIGSTOP)
+        booking = asyncio.ensure_future(self.book(owner, quote))
+        seen: list[Lock] = []
+
+        async def all_branches_are_open() -> bool:
+            nonlocal seen
+            seen = await self.databases.locked_rows()
+            databases = {lock.database.split("@")[0] for lock in seen}
+            return booking.done() or {"capacity", "pet", "order"} <= databases
+
+        try:
+            await eventually(all_branches_are_open, "the branches of a booking are open", timeout_s=WATCH_TIMEOUT_S)
+        except Failed:
+            self.say("the branches were not seen in their undecided moment")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        return await booking, seen
 
     async def top_up(self, person: Person, amount_cents: int) -> None:
         """Money into a wallet."""

@@ -72,14 +72,17 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     owner, provider = cast.owner, cast.provider
     total = cast.things["quote"]["total_cents"]
     await cast.top_up(owner, WALLET_CENTS)
-    booked = await cast.book(owner, cast.things["quote"]["quote"])
+    booked, locks = await cast.book_watched(owner, cast.things["quote"]["quote"])
     order_id, xid = booked["order_id"], booked["xid"]
+    held = [lock for lock in locks if lock.xid == xid]
     cast.things["order"] = order_id
     seen = await cast.system.coordinator_json(f"/v1/transactions/{xid}")
     branches = sorted({branch["resource"] for branch in seen["branches"]})
     if seen["decision"] not in (1, "COMMITTED") or not {"capacity", "pet"} <= set(branches) or len(branches) < 4:
         raise Failed(f"transaction {xid} is {seen['decision']} with branches {branches}")
-    cast.say(f"xid {xid}: committed, branches in {', '.join(branches)}")
+    tables = sorted({f"{lock.database}.{lock.table}" for lock in held})
+    cast.say(f"xid {xid}: {len(held)} rows locked before the decision, in {', '.join(tables)}")
+    cast.say(f"decision: committed, for the branches in {', '.join(branches)}")
     await owner.must("POST", f"/api/orders/{order_id}/pay", {}, keyed=True)
     if await cast.balance(owner) != WALLET_CENTS - total:
         raise Failed("the wallet does not show the payment")
@@ -100,7 +103,14 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     kinds = await _notifications(cast)
     cast.say(f"{owner.name} was told: {', '.join(kinds)}")
     await cast.quiet()
-    figures = {"xid": xid, "branches": branches, "total_cents": total, "provider_cents": earned, "told": kinds}
+    figures = {
+        "xid": xid,
+        "branches": branches,
+        "locks": len(held),
+        "total_cents": total,
+        "provider_cents": earned,
+        "told": kinds,
+    }
     return figures, f"Booked over {len(branches)} databases in one transaction, stayed, settled, reviewed."
 
 

@@ -131,6 +131,16 @@ class Api:
             return Answer(NO_ANSWER, f"no answer: {type(error).__name__}", {})
 
 
+@dataclass(frozen=True)
+class Lock:
+    """A row that an undecided global transaction holds."""
+
+    database: str
+    table: str
+    key: str
+    xid: str
+
+
 @dataclass
 class Databases:
     """All databases of the system, read as an administrator reads them."""
@@ -171,6 +181,15 @@ class Databases:
             if count:
                 found[name] = count
         return found
+
+    async def locked_rows(self) -> list[Lock]:
+        """Every row that an undecided global transaction holds, in every database."""
+        query = "SELECT table_name, key::text AS key, xid::text AS xid FROM at.locks(NULL)"
+        return [
+            Lock(name, row["table_name"], row["key"], row["xid"])
+            for name in self.dsns
+            for row in await self.rows(name, query)
+        ]
 
     async def fingerprint(self) -> dict[str, str]:
         """A digest of the rows of every table in every database: equal digests, equal rows."""

@@ -37,6 +37,9 @@ def test_the_demo_tells_its_story_and_every_scene_holds(system: EmbeddedSystem, 
     assert done.returncode == 0
     race = next(s for s in scenes if s["name"] == "race")["figures"]
     assert race["with_redlock"]["201"] == race["without_redlock"]["201"] == race["places"] == 3
+    stay = next(s for s in scenes if s["name"] == "stay")["figures"]
+    assert len(stay["branches"]) >= 4
+    assert stay["locks"] >= 6, "nights, claims, order and its index row were locked before the decision"
     assert system.state() is not None
 
 
