@@ -210,6 +210,33 @@ BEGIN
     RETURN v_made;
 END $$;
 
+-- Confirmations that say nothing but "forgotten", which is what most of them are: the same as tc.apply makes of them where
+-- the commit named the branch and nothing was confirmed of it yet. Returns the transactions for which that was not all
+-- there is to it; tc.apply rules on these, and finds what was done here done already.
+CREATE OR REPLACE FUNCTION tc.confirm_forgotten(p_xid uuid[], p_resource text[], p_branch uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_now timestamptz;
+    v_left uuid[];
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    -- In xid order: see tc.apply.
+    PERFORM 1 FROM tc.global_transaction g WHERE g.xid = ANY (p_xid) ORDER BY g.xid FOR UPDATE;
+    v_now := clock_timestamp();
+    UPDATE tc.branch b SET state = 1, confirmed_at = v_now
+    FROM unnest(p_xid, p_resource, p_branch) AS s (xid, resource, branch)
+    WHERE b.xid = s.xid AND b.resource = s.resource AND b.branch_id = s.branch AND b.committed AND b.state = 0;
+    UPDATE tc.global_transaction g SET settlement = 2, settled_at = v_now, next_nudge_at = NULL
+    WHERE g.xid = ANY (p_xid) AND g.decision = 1 AND g.settlement = 1 AND NOT EXISTS (
+        SELECT FROM tc.branch b WHERE b.xid = g.xid AND (b.state = 3 OR b.state = 0 AND b.committed)
+    );
+    SELECT array_agg(DISTINCT s.xid) INTO v_left
+    FROM unnest(p_xid, p_resource, p_branch) AS s (xid, resource, branch)
+    LEFT JOIN tc.branch b ON b.xid = s.xid AND b.resource = s.resource AND b.branch_id = s.branch
+    WHERE (b.committed AND b.state = 1) IS NOT TRUE;
+    RETURN coalesce(v_left, '{}');
+END $$;
+
 -- Rolls back transactions that nobody decided in time. Two replicas share the work and never wait for each other.
 CREATE OR REPLACE FUNCTION tc.expire(p_replica uuid, p_renudge interval, p_limit integer) RETURNS TABLE (
     xid uuid, decision smallint, reason text, fresh boolean, resource text, branches uuid[], diverged boolean

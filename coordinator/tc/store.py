@@ -169,7 +169,7 @@ class Store:
 
         Raises StoreUnavailable, or one of UNFIT_ERRORS or CLASH_ERRORS with nothing done.
         """
-        rows = await self._write(
+        rows = await self._write_batch(
             lambda c: c.fetch(
                 "SELECT * FROM tc.apply($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,"
                 "$23,$24,$25,$26,$27)",
@@ -187,9 +187,18 @@ class Store:
         Raises StoreUnavailable, or one of UNFIT_ERRORS or CLASH_ERRORS.
         """
         statement = "SELECT tc.commit_unheard($1,$2,$3,$4,$5,$6,$7,$8,$9)"
-        made = await self._write(lambda c: c.fetchval(statement, self.replica, self._renudge, *columns))
+        made = await self._write_batch(lambda c: c.fetchval(statement, self.replica, self._renudge, *columns))
         self.batches_written += 1
         return set(made)
+
+    async def confirm_forgotten(self, columns: Sequence[Sequence[object]]) -> set[UUID]:
+        """Notes branches as forgotten, as `tc.confirm_forgotten` has it; returns the transactions left to `apply`.
+
+        Raises StoreUnavailable, or one of UNFIT_ERRORS or CLASH_ERRORS.
+        """
+        left = await self._write_batch(lambda c: c.fetchval("SELECT tc.confirm_forgotten($1,$2,$3)", *columns))
+        self.batches_written += 1
+        return set(left)
 
     async def expire(self, limit: int) -> list[Ruled]:
         """Rolls back up to `limit` transactions that nobody decided in time."""
@@ -292,24 +301,45 @@ class Store:
 
     async def _write(self, deed: Callable[[Any], Awaitable[T]]) -> T:
         """Runs `deed` on a connection; one that takes too long is cut, never cancelled (see the module's head)."""
-        timeout_s = self._limits.store_timeout_s
         try:
-            async with self._connection(timeout_s) as connection:
-                running = asyncio.ensure_future(deed(connection))
-                try:
-                    done, _ = await asyncio.wait({running}, timeout=timeout_s)
-                    if not done:
-                        raise StoreUnavailable(f"the store did not answer within {timeout_s:g} s")
-                    return running.result()
-                finally:
-                    if not running.done():
-                        connection.terminate()
-                        running.add_done_callback(_retrieve)
+            async with self._connection(self._limits.store_timeout_s) as connection:
+                return await self._cut_late(connection, deed(connection))
         except (*UNFIT_ERRORS, *CLASH_ERRORS):
             raise
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"the store does not answer: {type(error).__name__}: {error}") from error
 
+    async def _write_batch(self, deed: Callable[[Any], Awaitable[T]]) -> T:
+        """As `_write`, on a connection that the batches keep for themselves: they come one after the other."""
+        async with self._batch_turn:
+            try:
+                kept = self._batch_connection
+                if kept is None or kept.is_closed():
+                    pool = self._opened()
+                    self._batch_connection = kept = await pool.acquire(timeout=self._limits.store_timeout_s)
+                return await self._cut_late(kept, deed(kept))
+            except (*UNFIT_ERRORS, *CLASH_ERRORS):
+                raise
+            except STORE_ERRORS as error:
+                # Whatever it was, the next batch is better off with a connection that has passed the gate anew.
+                await self._let_go()
+                raise StoreUnavailable(f"the store does not answer: {type(error).__name__}: {error}") from error
+
+    async def _cut_late(self, connection: Any, deed: Awaitable[T]) -> T:
+        """The result of `deed`. After the time limit, or when the caller is cancelled, its connection is cut under it."""
+        late = False
+        cut = connection.terminate
+
+        def on_time_up() -> None:
+            nonlocal late
+            late = True
+            cut()
+
+        timer = asyncio.get_running_loop().call_later(self._limits.store_timeout_s, on_time_up)
+        try:
+            return await deed
+        finally:
+            timer.cancel()
     async def _admit(self, connection: Any) -> None:
         """The gate. A status read from a server may be acted on only after a synchronous write was committed there:
         then every decision that it shows has reached wherever synchronous writes have to reach, and a server that was

@@ -194,9 +194,9 @@ class System:
             found += [f"{name}: open branch of {row['xid']}" for row in branches]
         return found
 
-    @contextmanager
-    def worker(self, *services: str) -> Iterator[None]:
-        """A worker process's inside for `services`, in threads; stopped at the end."""
+    @asynccontextmanager
+    async def worker(self, *services: str) -> AsyncIterator[None]:
+        """A worker process's inside for `services`, in threads; stopped at the end, while this loop goes on."""
         from services.kit.runtime import Runtime
         from services.kit.worker import run_workers
 
@@ -211,7 +211,7 @@ class System:
             yield
         finally:
             stop.set()
-            thread.join()
+            await asyncio.to_thread(thread.join)  # what it finishes may need the coordinator, which lives in this loop
 
 
 async def eventually(check: Callable[[], Awaitable[bool]], *, timeout_s: float = 30.0, pause_s: float = 0.03) -> None:

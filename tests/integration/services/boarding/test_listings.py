@@ -277,7 +277,7 @@ async def test_a_rating_is_taken_over_once_and_never_an_older_one(system: System
         body = (await shown(system, listing_id)).body
         return (body["rating_count"], body["rating"]) == (5, 4.8) and not await queued(system.redis_url, QUEUE)
 
-    with system.worker("boarding"):
+    async with system.worker("boarding"):
         await eventually(rated)
     await relayed(system)
     assert (await shown(system, listing_id)).body["rating"] == 4.8

@@ -84,12 +84,8 @@ async def test_a_message_that_is_delivered_twice_is_shown_and_mailed_once(system
     async def taken() -> bool:
         return not await queued(system.redis_url, "notification") and bool(await shown(system, recipient))
 
-    worker = system.worker("notification")
-    await asyncio.to_thread(worker.__enter__)
-    try:
+    async with system.worker("notification"):
         await eventually(taken)
-    finally:
-        await asyncio.to_thread(worker.__exit__, None, None, None)
     [item] = await shown(system, recipient)
     assert (item["id"], item["title"], item["order_id"]) == (str(message_id), "入住", args["order_id"])
     assert len(mails(system, recipient)) == 1

@@ -43,7 +43,7 @@ async def test_an_unpaid_order_is_ended_by_its_message(
     """The message comes when the window is over, and gives back nights and pets; the inbox shows that it was it."""
     async with running_market(postgres, valkey, tmp_path_factory.mktemp("order"), pay_window_s=1) as market:
         listing, owner = await market.listing(1), await market.owner()
-        with market.system.worker("order"):
+        async with market.system.worker("order"):
             order_id = await market.booked(owner, listing)
 
             async def expired() -> bool:
