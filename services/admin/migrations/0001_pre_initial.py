@@ -11,8 +11,8 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Makes the service's tables and the kit's."""
-    run_script((Path(__file__).parent / "sql" / "0001_initial.sql").read_text(encoding="utf-8"))
+    """Makes the service's and the kit's tables."""
+    run_script(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
     run_script(kit_sql("outbox"))
     run_script(kit_sql("inbox"))
     run_script(kit_sql("idempotency"))
