@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,16 +24,23 @@ from deploy.embedded.valkey import ValkeyServer
 
 ADMIN_TIMEOUT_S = 60
 PORT_ATTEMPTS_MAX = 5
+PORTS = range(12_000, 32_000)
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Server)
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on 127.0.0.1 that nobody listens on at the moment.
+
+    Below the range from which the system gives ports to clients: else a server that is started again on its port may
+    find somebody's outgoing connection there.
+    """
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class _Loop:

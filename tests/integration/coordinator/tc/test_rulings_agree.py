@@ -20,6 +20,30 @@ SELECT decision, reason, fresh FROM tc.apply(gen_random_uuid(), '1 h', p_wish_xi
 """
 
 
+ADD_BRANCH = "INSERT INTO tc.branch (xid, resource, branch_id, state, committed) VALUES ($1, $2, $3, $4, $5)"
+DERIVE_SETTLEMENT = """
+SELECT tc.apply(gen_random_uuid(), '1 h', p_confirm_xid => $1, p_confirm_resource => '{elsewhere}')
+"""
+FORGOTTEN_SHORT = "SELECT tc.confirm_forgotten($1, $2, $3)"
+FORGOTTEN_LONG = """
+SELECT tc.apply(gen_random_uuid(), '1 h', p_confirm_xid => $1, p_confirm_resource => $2, p_state_xid => $1,
+    p_state_resource => $2, p_state_branch => $3, p_state => '{1}')
+"""
+
+
+async def _all_of(connection: asyncpg.Connection, xid: UUID) -> tuple[object, ...]:
+    """What the store has of a transaction, without ids and with instants only as being there or not."""
+    head = await connection.fetchrow(
+        "SELECT decision, reason, settlement, settled_at IS NULL, next_nudge_at IS NULL"
+        " FROM tc.global_transaction WHERE xid = $1",
+        xid,
+    )
+    branches = await connection.fetch(
+        "SELECT resource, state, committed, confirmed_at IS NULL FROM tc.branch WHERE xid = $1 ORDER BY resource", xid
+    )
+    return (None if head is None else tuple(head), *(tuple(row) for row in branches))
+
+
 async def _installed(database: str) -> asyncpg.Connection:
     store = Store(database, uuid4(), QUICK)  # no replica: its sweep would decide what is past its deadline
     await store.open()
@@ -83,5 +107,58 @@ async def test_the_store_knows_settlement_as_the_readable_rule_does(database: st
         )
         rows = await connection.fetch("SELECT xid, settlement FROM tc.global_transaction")
         assert {row["xid"]: row["settlement"] for row in rows} == expected
+    finally:
+        await connection.close()
+
+
+async def test_the_short_way_of_confirmations_ends_where_the_long_one_does(database: str) -> None:
+    """Whatever was stored, the short way makes of a forgotten branch what the long one makes, or leaves it to that."""
+    connection = await _installed(database)
+    states = [None, *((state, committed) for state in BranchState for committed in (True, False))]
+    ways: list[dict[tuple[int, int], tuple[object, ...]]] = [{}, {}]
+    try:
+        for way in ways:
+            for place, (decision, own, other) in enumerate(product((None, *Decision), states, states)):
+                xid, resources = new_xid(), ("capacity", "order")
+                if decision is not None:
+                    await _insert(connection, xid, Stored(decision, "asked" if decision else None, now_ms(60)))
+                    branch = uuid4()
+                    for resource, known in zip(resources, (own, other), strict=True):
+                        if known is not None:
+                            named = known[1] and decision is Decision.COMMITTED
+                            await connection.execute(ADD_BRANCH, xid, resource, branch, int(known[0]), named)
+                    await connection.execute(DERIVE_SETTLEMENT, [xid])
+                else:
+                    branch = uuid4()
+                for repeat in range(2):
+                    left = [xid]
+                    if way is ways[0]:
+                        left = await connection.fetchval(FORGOTTEN_SHORT, [xid], ["capacity"], [branch])
+                    if left:
+                        await connection.execute(FORGOTTEN_LONG, [xid], ["capacity"], [branch])
+                    way[place, repeat] = await _all_of(connection, xid)
+        assert ways[0] == ways[1]
+    finally:
+        await connection.close()
+
+
+async def test_a_confirmation_of_the_last_open_branch_takes_the_short_way(database: str) -> None:
+    """What the commit named and nobody confirmed yet is not left to the long way, in one list or in several."""
+    connection = await _installed(database)
+    try:
+        xid, first, second = new_xid(), uuid4(), uuid4()
+        await _insert(connection, xid, Stored(Decision.COMMITTED, "asked", now_ms(60)))
+        await connection.execute("UPDATE tc.global_transaction SET settlement = 1")
+        for branch in (first, second):
+            await connection.execute(
+                "INSERT INTO tc.branch (xid, resource, branch_id, committed) VALUES ($1, 'capacity', $2, true)",
+                xid,
+                branch,
+            )
+        assert await connection.fetchval(FORGOTTEN_SHORT, [xid], ["capacity"], [first]) == []
+        assert await connection.fetchval("SELECT settlement FROM tc.global_transaction") == 1
+        assert await connection.fetchval(FORGOTTEN_SHORT, [xid] * 2, ["capacity"] * 2, [first, second]) == []
+        assert await connection.fetchval("SELECT settlement FROM tc.global_transaction") == 2
+        assert await connection.fetchval(FORGOTTEN_SHORT, [xid], ["capacity"], [uuid4()]) == [xid]
     finally:
         await connection.close()
