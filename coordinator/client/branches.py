@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, TypeVar
@@ -75,7 +75,9 @@ class BranchRunner:
         scope = required()
         with scope.running():
             ref = self._next(scope, resource.name)
-            with self._patience(resource, scope, scope.deadline_ms / 1000) as patience:
+            settler = self._settler_of(resource.name)
+            patience: Patience | None = None
+            try:
                 while True:
                     try:
                         return await self._attempt(scope, ref, resource.target, work, result_type)
@@ -84,7 +86,12 @@ class BranchRunner:
                             raise
                         return msgspec.convert(error.result, result_type)
                     except Exception as error:
+                        if patience is None:
+                            patience = self._patience(settler, scope, scope.deadline_ms / 1000)
                         await patience.after(error)
+            finally:
+                if patience is not None:
+                    patience.close()
 
     @asynccontextmanager
     async def branch(self, target: Any, resource: ResourceName) -> AsyncIterator[Branch]:
@@ -105,7 +112,8 @@ class BranchRunner:
 
     async def run_local(self, resource: Resource[Any], work: Callable[[Any], Awaitable[T]], wait_s: float) -> T:
         """See Coordinator.run_local."""
-        with self._patience(resource, None, self._clock() + wait_s) as patience:
+        patience = self._patience(self._settler_of(resource.name), None, self._clock() + wait_s)
+        try:
             while True:
                 try:
                     return await self._attempt_plain(resource.target, work)
@@ -114,6 +122,8 @@ class BranchRunner:
                     if isinstance(error, LockConflict) and running is not None and error.holder == running.xid:
                         raise  # the global transaction around this call would wait for itself
                     await patience.after(error)
+        finally:
+            patience.close()
 
     async def _attempt(
         self,
@@ -179,16 +189,9 @@ class BranchRunner:
         deadline = datetime.fromtimestamp(scope.deadline_ms / 1000, UTC)
         return at.enter_sql(scope.xid, BranchId(ref.branch), deadline)
 
-    @contextmanager
-    def _patience(self, resource: Resource[Any], scope: Scope | None, until_s: float) -> Iterator[Patience]:
-        settler = self._settler_of(resource.name)
-        patience = Patience(
-            Surroundings(self._transport, settler, self._local, self._clock, self._dice), scope, until_s
-        )
-        try:
-            yield patience
-        finally:
-            patience.close()
+    def _patience(self, settler: Settler, scope: Scope | None, until_s: float) -> Patience:
+        around = Surroundings(self._transport, settler, self._local, self._clock, self._dice)
+        return Patience(around, scope, until_s)
 
 
 def keep_statement(result: object) -> str:

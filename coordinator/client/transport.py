@@ -62,14 +62,22 @@ CONNECTIONS_MAX = 256
 HINTS_MAX = 2_000
 """Hints that may queue; further ones are dropped, which costs only speed in a rollback."""
 
+HINT_AGE_S = 0.25
+"""How long a transaction's hints wait for its decision, which makes them needless and is dearer once they were sent."""
+
 HINT_LINGER_S = 0.05
-"""How long a hint waits for company, or for its decision to make it needless."""
+"""The least pause between two lists of hints."""
 
 CONFIRMS_MAX = 10_000
 """Confirmations that may queue; when more come the oldest go, and the coordinator asks again by a nudge."""
 
-CONFIRM_LINGER_S = 0.1
-"""How long a confirmation waits for company: nobody waits for it."""
+CONFIRM_LINGER_S = 0.2
+"""How long a confirmation waits for company: nobody waits for it. Shorter than the coordinator's nudge_own_delay_s."""
+
+CROWD_MIN = 3
+CROWD_LINGER_S = 0.002
+"""Where the last list held so many decisions, the next one waits a moment for more: at such a rate each list costs all
+of them more than the moment does. Whoever decides alone never waits."""
 
 CONFIRM_BASE_S = 0.2
 CONFIRM_CAP_S = 10.0
@@ -82,6 +90,7 @@ RETRY_BASE_S = 0.02
 RETRY_CAP_S = 1.0
 """Back-off between two tries to reach any replica."""
 
+_POST_TIMEOUT = aiohttp.ClientTimeout(total=POST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 _log = structlog.get_logger("coordinator.client.transport")
 _requests_encoder = msgspec.json.Encoder()
 _answers_decoder = msgspec.json.Decoder(list[Answer])
@@ -128,17 +137,19 @@ class Transport:
         self._http: aiohttp.ClientSession | None = None
         self._said: deque[_Said] = deque()
         self._said_wake = asyncio.Event()
-        self._hints: dict[UUID, list[Begin | Register]] = {}
+        self._hints: dict[UUID, tuple[float, list[Begin | Register]]] = {}
         self._hint_count = 0
         self._hint_wake = asyncio.Event()
         self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
         self._confirm_wake = asyncio.Event()
         self._lanes: list[asyncio.Task[None]] = []
+        self._made_headers: tuple[str | None, dict[str, str]] | None = None
 
     async def __aenter__(self) -> Transport:
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
-            timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+            timeout=_POST_TIMEOUT,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._lanes = [
             asyncio.create_task(self._decision_lane(), name="coordinator-decisions"),
@@ -161,7 +172,11 @@ class Transport:
         """Says something that may be lost, some time soon. Never waits, never fails."""
         if self._http is None or self._hint_count >= HINTS_MAX:
             return
-        self._hints.setdefault(request.xid, []).append(request)
+        known = self._hints.get(request.xid)
+        if known is None:
+            self._hints[request.xid] = (asyncio.get_running_loop().time() + HINT_AGE_S, [request])
+        else:
+            known[1].append(request)
         self._hint_count += 1
         self._hint_wake.set()
 
@@ -248,7 +263,9 @@ class Transport:
         await self._post("/v1/resources", _requests_encoder.encode(request), POST_TIMEOUT_S)
 
     def _drop_hints(self, xid: UUID) -> None:
-        self._hint_count -= len(self._hints.pop(xid, ()))
+        known = self._hints.pop(xid, None)
+        if known is not None:
+            self._hint_count -= len(known[1])
 
     @staticmethod
     def _fail(said: _Said, error: Exception) -> None:
@@ -256,10 +273,14 @@ class Transport:
             said.answer.set_exception(error)
 
     async def _decision_lane(self) -> None:
+        crowd = 0
         while True:
             await self._said_wake.wait()
             self._said_wake.clear()
             while self._said:
+                if crowd >= CROWD_MIN:
+                    await asyncio.sleep(CROWD_LINGER_S)
+                crowd = len(self._said)
                 taken = (self._said.popleft() for _ in range(min(len(self._said), MESSAGES_MAX)))
                 batch = [said for said in taken if not said.answer.done()]
                 if batch:
@@ -281,17 +302,29 @@ class Transport:
                     said.answer.set_result(answer)
 
     async def _hint_lane(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._hint_wake.wait()
-            await asyncio.sleep(HINT_LINGER_S)
             self._hint_wake.clear()
-            batch: list[Request] = [hint for hints in self._hints.values() for hint in hints]
-            self._hints.clear()
-            self._hint_count = 0
-            for start in range(0, len(batch), MESSAGES_MAX):
-                # A hint that is lost is lost: decisions and deadlines do not depend on it.
-                with contextlib.suppress(CoordinatorError):
-                    await self.converse(batch[start : start + MESSAGES_MAX])
+            while self._hints:
+                due_s, _ = next(iter(self._hints.values()))
+                await asyncio.sleep(max(due_s - loop.time(), HINT_LINGER_S))
+                batch = self._take_hints(loop.time())
+                for start in range(0, len(batch), MESSAGES_MAX):
+                    # A hint that is lost is lost: decisions and deadlines do not depend on it.
+                    with contextlib.suppress(CoordinatorError):
+                        await self.converse(batch[start : start + MESSAGES_MAX])
+
+    def _take_hints(self, now_s: float) -> list[Request]:
+        """The hints that are due; they stand in the order in which they become so."""
+        batch: list[Request] = []
+        for xid, (due_s, hints) in list(self._hints.items()):
+            if due_s > now_s:
+                break
+            del self._hints[xid]
+            batch.extend(hints)
+        self._hint_count -= len(batch)
+        return batch
 
     async def _confirm_lane(self) -> None:
         failures = 0
@@ -314,14 +347,24 @@ class Transport:
     async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
         return await self._call("POST", path, body, timeout_s)
 
+    def _headers(self) -> dict[str, str]:
+        """What every request carries; made anew only with a new token."""
+        token = None if self._tokens is None else self._tokens.token_for(AUDIENCE)
+        if self._made_headers is None or token is not self._made_headers[0]:
+            headers = {"Content-Type": "application/json"}
+            if token is not None:
+                headers["Authorization"] = f"Bearer {token}"
+            self._made_headers = (token, headers)
+        return self._made_headers[1]
+
     async def _call(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
         http = self._http
         if http is None:
             raise CoordinatorUnavailable("the coordinator client is not open; enter it with `async with coordinator:`")
-        headers = {"Content-Type": "application/json"}
-        if self._tokens is not None:
-            headers["Authorization"] = f"Bearer {self._tokens.token_for(AUDIENCE)}"
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        headers = self._headers()
+        timeout = _POST_TIMEOUT
+        if timeout_s != POST_TIMEOUT_S:
+            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         problems = []
         first = self._preferred
         for turn in range(len(self._urls)):

@@ -7,18 +7,21 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.types import ASGIApp
 
 from coordinator.protocol.tokens import TokenVerifier
-from coordinator.tc.auth import CallerMiddleware
+from coordinator.tc.auth import CallerMiddleware, Callers
 from coordinator.tc.config import ISSUER, CoordinatorSettings
 from coordinator.tc.controllers import HANDLERS
+from coordinator.tc.door import MessagesDoor
 from coordinator.tc.problems import problem_handler
 from coordinator.tc.replica import Replica
 
 
-def create_app(settings: CoordinatorSettings) -> Litestar:
+def create_app(settings: CoordinatorSettings) -> ASGIApp:
     """One replica of the coordinator. It touches the store from its start to its stop, and nothing before or after."""
     replica = Replica(settings)
+    callers = Callers(TokenVerifier(ISSUER, settings.keys), settings.callers)
 
     @asynccontextmanager
     async def life(_app: Litestar) -> AsyncIterator[None]:
@@ -28,9 +31,9 @@ def create_app(settings: CoordinatorSettings) -> Litestar:
         finally:
             await replica.stop()
 
-    return Litestar(
+    others = Litestar(
         route_handlers=list(HANDLERS),
-        middleware=[CallerMiddleware(TokenVerifier(ISSUER, settings.keys), settings.callers)],
+        middleware=[CallerMiddleware(callers)],
         exception_handlers={Exception: problem_handler},
         lifespan=[life],
         state=State({"replica": replica}),
@@ -38,3 +41,4 @@ def create_app(settings: CoordinatorSettings) -> Litestar:
         openapi_config=None,
         logging_config=None,
     )
+    return MessagesDoor(replica, callers, others)

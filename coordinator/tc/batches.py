@@ -28,13 +28,14 @@ from coordinator.protocol.messages import (
     Register,
     Request,
 )
-from coordinator.protocol.statuses import Decision, Reason
+from coordinator.protocol.statuses import BranchState, Decision, Reason
 from coordinator.tc.config import OPERATOR, Limits
 from coordinator.tc.core.checks import problem_with
 from coordinator.tc.core.rulings import Wish
 from coordinator.tc.store import CLASH_ERRORS, UNFIT_ERRORS, Diverged, Ruled, Store, StoreUnavailable
 
 NOTED = Noted()
+FORGOTTEN = int(BranchState.FORGOTTEN)
 log = structlog.get_logger(__name__)
 
 
@@ -65,15 +66,24 @@ class _Call:
 
 
 class Batches:
-    """The only way in which anything becomes known or decided. `decided` hears of every fresh decision, once."""
+    """The only way in which anything becomes known or decided.
+
+    `decided` hears of every fresh decision, once; `confirmed` of messages that were noted, confirmations among them.
+    """
 
     def __init__(
-        self, store: Store, limits: Limits, decided: Callable[[list[Ruled]], None], dice: Callable[[], float]
+        self,
+        store: Store,
+        limits: Limits,
+        decided: Callable[[list[Ruled]], None],
+        confirmed: Callable[[Sequence[Message]], None],
+        dice: Callable[[], float],
     ) -> None:
         self.messages = 0
         self._store = store
         self._limits = limits
         self._decided = decided
+        self._confirmed = confirmed
         self._dice = dice
         self._pending: deque[_Call] = deque()
         self._waiting = 0
@@ -134,6 +144,7 @@ class Batches:
 
     async def _flush(self, calls: list[_Call]) -> None:
         calls = await self._commit_unheard(calls)
+        calls = await self._confirm_forgotten(calls)
         if calls:
             await self._flush_any(calls)
 
@@ -148,7 +159,12 @@ class Batches:
             return calls  # the long way tells who is at fault, and may be taken for what was done already
         done = {id(call) for call in commits if all(message.xid in made for message in call.messages)}
         self.messages += sum(len(call.messages) for call in commits if id(call) in done)
-        fresh = [_committed(m) for call in commits for m in call.messages if isinstance(m, Decide) and m.xid in made]
+        fresh = [
+            _committed(message, call.caller)
+            for call in commits
+            for message in call.messages
+            if isinstance(message, Decide) and message.xid in made
+        ]
         for call in commits:
             if id(call) in done:
                 call.answers[:] = [Outcome(m.xid, int(Decision.COMMITTED), Reason.ASKED.value) for m in call.messages]
@@ -157,6 +173,24 @@ class Batches:
             _log_decided(fresh)
             self._decided(fresh)  # after the answers: the callers go on before the resources are told
         return [call for call in calls if id(call) not in done]
+
+    async def _confirm_forgotten(self, calls: list[_Call]) -> list[_Call]:
+        """Takes the short way with calls that confirm commits and nothing else; gives back those that are left."""
+        confirms = [call for call in calls if _confirms_forgotten(call)]
+        if not confirms:
+            return calls
+        try:
+            left = await self._store.confirm_forgotten(_forgotten_columns(confirms))
+        except (StoreUnavailable, *UNFIT_ERRORS, *CLASH_ERRORS):
+            return calls  # as with the commits: the long way finds what was done already
+        done = [call for call in confirms if all(message.xid not in left for message in call.messages)]
+        self.messages += sum(len(call.messages) for call in done)
+        for call in done:
+            call.answers[:] = [NOTED] * len(call.messages)
+            self._confirmed(call.messages)
+        _finish(done, None)
+        finished = {id(call) for call in done}
+        return [call for call in calls if id(call) not in finished]
 
     async def _flush_any(self, calls: list[_Call]) -> None:
         try:
@@ -183,6 +217,7 @@ class Batches:
         known = {one.xid: one for one in ruled}
         for call in calls:
             _answer(call, known)
+            self._confirmed(call.messages)
         fresh = [one for one in ruled if one.fresh]
         if fresh:
             _log_decided(fresh)
@@ -221,6 +256,25 @@ def _only_commits(calls: list[_Call]) -> list[_Call]:
     return found
 
 
+def _confirms_forgotten(call: _Call) -> bool:
+    """Whether a call is confirmations of forgotten branches and nothing else."""
+    return all(answer is None for answer in call.answers) and all(
+        isinstance(message, Confirm) and message.states and all(state == FORGOTTEN for _, state in message.states)
+        for message in call.messages
+    )
+
+
+def _forgotten_columns(calls: list[_Call]) -> list[list[object]]:
+    """The confirmations as the arrays of `tc.confirm_forgotten`, in the order of its parameters."""
+    columns: tuple[list[object], ...] = ([], [], [])
+    for call in calls:
+        for message in call.messages:
+            if isinstance(message, Confirm):
+                for branch_id, _ in message.states:
+                    _add(columns, message.xid, message.resource, branch_id)
+    return list(columns)
+
+
 def _commit_columns(calls: list[_Call]) -> list[list[object]]:
     """The commits as the arrays of `tc.commit_unheard`, in the order of its parameters."""
     wishes: tuple[list[object], ...] = ([], [], [], [])
@@ -234,11 +288,11 @@ def _commit_columns(calls: list[_Call]) -> list[list[object]]:
     return [*wishes, *named]
 
 
-def _committed(message: Decide) -> Ruled:
+def _committed(message: Decide, caller: str) -> Ruled:
     resources: dict[str, list[UUID]] = {}
     for branch in message.branches:
         resources.setdefault(branch.resource, []).append(branch.branch)
-    return Ruled(message.xid, Decision.COMMITTED, Reason.ASKED.value, True, resources)
+    return Ruled(message.xid, Decision.COMMITTED, Reason.ASKED.value, True, resources, caller)
 
 
 def _finish(calls: list[_Call], error: StoreUnavailable | None) -> None:

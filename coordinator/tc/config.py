@@ -52,6 +52,8 @@ class Limits:
     nudge_wait_shared_s: float = 0.05
     """The same where other questions travel in the same list, which must not wait for a slow resource."""
     nudge_timeout_s: float = 5.0
+    nudge_own_delay_s: float = 0.5
+    """Who commits settles its own resources; they hear a nudge only of what is not confirmed by then."""
     nudge_settle_max: int = 500
     """Decisions in one nudge."""
     nudge_queue_max: int = 20_000

@@ -1,4 +1,4 @@
-"""The coordinator's HTTP: bodies in and out by msgspec, on the shortest way that Litestar has."""
+"""The coordinator's HTTP but for messages (see door.py): bodies in and out by msgspec."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -24,20 +24,9 @@ PAGE_DEFAULT = 50
 T = TypeVar("T")
 HttpRequest = Request[Any, Any, State]
 
-_requests = msgspec.json.Decoder(list[wire.Request])
 _wait = msgspec.json.Decoder(wire.Wait)
 _announce = msgspec.json.Decoder(wire.Announce)
 _encoder = msgspec.json.Encoder()
-
-
-@post("/v1/messages", status_code=200)
-async def say(request: HttpRequest) -> Response[bytes]:
-    """A list of requests in, the list of their answers out."""
-    said = await _read(request, _requests)
-    if len(said) > wire.MESSAGES_MAX:
-        detail = f"{len(said)} messages came; send at most {wire.MESSAGES_MAX} in one list."
-        raise Problem(413, "too-many-messages", detail)
-    return _json(await _replica(request).messages(said, request.scope["state"][CALLER]))
 
 
 @post("/v1/wait", status_code=200)
@@ -141,7 +130,7 @@ async def ready(request: HttpRequest) -> dict[str, str]:
 
 
 HANDLERS: tuple[BaseRouteHandler, ...] = (
-    say, wait, announce, list_transactions, show_transaction, statistics, health, ready,
+    wait, announce, list_transactions, show_transaction, statistics, health, ready,
 )  # fmt: skip
 
 

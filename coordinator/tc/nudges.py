@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -66,6 +66,8 @@ class Nudger:
         self._lanes: dict[str, _Lane] = {}
         self._undoing: dict[UUID, _Undoing] = {}
         self._urls: dict[str, tuple[float, list[NudgeUrl]]] = {}
+        self._held: OrderedDict[tuple[UUID, str], tuple[float, Settle]] = OrderedDict()
+        self._releasing: asyncio.Task[None] | None = None
         self._http: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -76,6 +78,8 @@ class Nudger:
     async def close(self) -> None:
         """Drops what is not told yet and closes the HTTP client."""
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        if self._releasing is not None:
+            tasks.append(self._releasing)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,10 +87,26 @@ class Nudger:
             await self._http.close()
 
     def push(self, decided: Iterable[Ruled]) -> None:
-        """Takes decisions to tell; returns at once."""
+        """Takes decisions to tell; returns at once.
+
+        Who commits settles its own resources without being told, so they are told later, and only of what is not
+        confirmed by then. Everybody else is told now, and everybody of a rollback.
+        """
         for ruled in decided:
             for resource, settle in ruled.settles():
-                self._enqueue(resource, settle)
+                if ruled.decision is Decision.COMMITTED and self._belongs(resource, ruled.caller):
+                    self._hold(resource, settle)
+                else:
+                    self._enqueue(resource, settle)
+
+    def confirmed(self, confirms: Iterable[Confirm]) -> None:
+        """Hears what was confirmed without a nudge: what is still held back for it need not be told any more."""
+        if not self._held:
+            return
+        for confirm in confirms:
+            held = self._held.get((confirm.xid, confirm.resource))
+            if held is not None and {branch for branch, _ in confirm.states}.issuperset(held[1].branches):
+                del self._held[confirm.xid, confirm.resource]
 
     async def undone(self, xids: Iterable[UUID], timeout_s: float) -> None:
         """Returns when all resources answered for those of `xids` that are being told, or after `timeout_s`."""
@@ -100,6 +120,32 @@ class Nudger:
     def announced(self, resource: str) -> None:
         """A resource has an address that may be new."""
         self._urls.pop(resource, None)
+
+    def _belongs(self, resource: str, caller: str | None) -> bool:
+        """Whether all addresses of a resource are its caller's, as far as is known at the moment."""
+        _, urls = self._urls.get(resource, (0.0, []))
+        return caller is not None and bool(urls) and all(target.owner == caller for target in urls)
+
+    def _hold(self, resource: str, settle: Settle) -> None:
+        if len(self._held) >= self._limits.nudge_queue_max:
+            self.dropped += 1
+            return
+        self._held[settle.xid, resource] = (time.monotonic() + self._limits.nudge_own_delay_s, settle)
+        if self._releasing is None:
+            self._releasing = asyncio.create_task(self._release(), name="nudge later")
+
+    async def _release(self) -> None:
+        """Tells what was held back once its time has come; ends when nothing is held."""
+        try:
+            while self._held:
+                (_, resource), (due_s, settle) = next(iter(self._held.items()))
+                pause_s = due_s - time.monotonic()
+                if pause_s > 0:
+                    await asyncio.sleep(pause_s)
+                elif self._held.pop((settle.xid, resource), None) is not None:
+                    self._enqueue(resource, settle)
+        finally:
+            self._releasing = None
 
     def _enqueue(self, resource: str, settle: Settle) -> None:
         lane = self._lanes.get(resource)

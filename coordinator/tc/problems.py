@@ -75,11 +75,17 @@ def problem_for(error: Exception) -> Problem | None:
             return None
 
 
-def problem_handler(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's handler for everything: known errors become problems, bugs 500 and a traceback in the log."""
+def known_or_bug(error: Exception, path: str) -> Problem:
+    """The problem that an exception means; a bug becomes 500 and a traceback in the log."""
     problem = problem_for(error)
     if problem is None:
-        log.error("request.bug", path=request.url.path, exc_info=error)
+        log.error("request.bug", path=path, exc_info=error)
         detail = "This is the coordinator's fault, and is in its log. Repeating is safe."
         problem = Problem(500, "internal-error", detail)
+    return problem
+
+
+def problem_handler(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's handler for everything: known errors become problems, bugs 500."""
+    problem = known_or_bug(error, request.url.path)
     return Response(problem.body(), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import structlog
 
-from coordinator.protocol.messages import Answer, Ask, Decide, Outcome, Request
+from coordinator.protocol.messages import Answer, Ask, Confirm, Decide, Outcome, Request
 from coordinator.protocol.statuses import Decision
 from coordinator.protocol.tokens import TokenMaker
 from coordinator.tc.batches import Batches
@@ -35,7 +35,7 @@ class Replica:
         self.limits = limits
         self.replica_id = uuid4()
         self.store = Store(settings.database_url, self.replica_id, limits)
-        self.batches = Batches(self.store, limits, self._decided, dice)
+        self.batches = Batches(self.store, limits, self._decided, self._confirmed, dice)
         self.nudger = Nudger(self.store, TokenMaker(ISSUER, settings.signing_key), limits, self.batches.submit)
         self.waits = Waits(self.store, self.batches, limits, dice)
         self.recovery = Recovery(self.store, limits, self._decided, self.nudger.push, dice)
@@ -98,6 +98,9 @@ class Replica:
     def _decided(self, fresh: list[Ruled]) -> None:
         self.waits.wake(ruled.xid for ruled in fresh)
         self.nudger.push(fresh)
+
+    def _confirmed(self, messages: Sequence[object]) -> None:
+        self.nudger.confirmed(message for message in messages if isinstance(message, Confirm))
 
     async def _live(self, opened: asyncio.Event) -> None:
         await self._open()

@@ -68,13 +68,17 @@ class StoreTooNew(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ruled:
-    """A transaction as a batch left it: its decision and, by resource, its committed branches."""
+    """A transaction as a batch left it: its decision and, by resource, its committed branches.
+
+    `caller` is who said the commit, where it was said just now.
+    """
 
     xid: UUID
     decision: Decision
     reason: str | None
     fresh: bool
     resources: dict[str, list[UUID]]
+    caller: str | None = None
 
     def settles(self) -> list[tuple[str, Settle]]:
         """What each of its resources should hear."""
@@ -113,6 +117,8 @@ class Store:
         self._limits = limits
         self._renudge = timedelta(seconds=limits.renudge.first_s)
         self._pool: Any = None
+        self._batch_connection: Any = None
+        self._batch_turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Installs what is missing and opens the pool. Raises one of STORE_ERRORS or StoreTooNew."""
@@ -131,6 +137,7 @@ class Store:
 
     async def close(self) -> None:
         """Closes all connections, at once where they do not end by themselves."""
+        await self._let_go()
         pool, self._pool = self._pool, None
         if pool is not None:
             try:
@@ -310,36 +317,41 @@ class Store:
             raise StoreUnavailable(f"the store does not answer: {type(error).__name__}: {error}") from error
 
     async def _write_batch(self, deed: Callable[[Any], Awaitable[T]]) -> T:
-        """As `_write`, on a connection that the batches keep for themselves: they come one after the other."""
+        """As `_write`, on a connection that the batches keep for themselves, for they come one after the other."""
         async with self._batch_turn:
             try:
                 kept = self._batch_connection
                 if kept is None or kept.is_closed():
-                    pool = self._opened()
-                    self._batch_connection = kept = await pool.acquire(timeout=self._limits.store_timeout_s)
+                    await self._let_go()
+                    kept = await self._opened().acquire(timeout=self._limits.store_timeout_s)
+                    self._batch_connection = kept
                 return await self._cut_late(kept, deed(kept))
             except (*UNFIT_ERRORS, *CLASH_ERRORS):
                 raise
             except STORE_ERRORS as error:
-                # Whatever it was, the next batch is better off with a connection that has passed the gate anew.
+                if isinstance(error, SPOILT_ERRORS) and self._batch_connection is not None:
+                    self._batch_connection.terminate()
                 await self._let_go()
                 raise StoreUnavailable(f"the store does not answer: {type(error).__name__}: {error}") from error
 
+    async def _let_go(self) -> None:
+        """Gives the batches' connection back; the pool drops it if it is closed."""
+        kept, self._batch_connection = self._batch_connection, None
+        if kept is not None and self._pool is not None:
+            await self._pool.release(kept)
+
     async def _cut_late(self, connection: Any, deed: Awaitable[T]) -> T:
-        """The result of `deed`. After the time limit, or when the caller is cancelled, its connection is cut under it."""
-        late = False
-        cut = connection.terminate
-
-        def on_time_up() -> None:
-            nonlocal late
-            late = True
-            cut()
-
-        timer = asyncio.get_running_loop().call_later(self._limits.store_timeout_s, on_time_up)
+        """The result of `deed`. When the time is up, or the caller is cancelled, its connection is cut under it."""
+        running = asyncio.ensure_future(deed)
+        timer = asyncio.get_running_loop().call_later(self._limits.store_timeout_s, connection.terminate)
         try:
-            return await deed
+            return await asyncio.shield(running)
         finally:
             timer.cancel()
+            if not running.done():
+                connection.terminate()
+                running.add_done_callback(_retrieve)
+
     async def _admit(self, connection: Any) -> None:
         """The gate. A status read from a server may be acted on only after a synchronous write was committed there:
         then every decision that it shows has reached wherever synchronous writes have to reach, and a server that was

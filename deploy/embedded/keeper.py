@@ -20,6 +20,7 @@ from deploy.embedded.topology import Part
 
 READY_POLL_S = 0.05
 READY_TIMEOUT_S = 60.0
+GROUP_GONE_WITHIN_S = 5.0
 """A program that does not work after so long is started anew."""
 
 FIRST_START_ATTEMPTS_MAX = 4
@@ -107,7 +108,7 @@ class Keeper:
         self.state.pid = 0
         if not self._stop.is_set() and self._up.done() and self._up.exception() is None:
             self._up = asyncio.get_running_loop().create_future()
-        end_group(record, ended)
+        await asyncio.to_thread(end_group, record, ended)
         if not worked and not self._stop.is_set():
             raise RuntimeProblem(
                 f"{program.name} did not come up (see {program.log}); its log ends with:\n{log_tail(program.log)}",
@@ -179,10 +180,12 @@ class Keeper:
 def end_group(record: ProcessRecord, ended_at: float | None = None, folder: Path | None = None) -> int:
     """Kills what a dead process left of its process group, such as Nginx's workers; returns how many it killed.
 
+    They are gone when it returns, and with them the ports that they held.
+
     Only processes that began while their leader lived (it began at `record.started_at` and ended at `ended_at`) and,
     with `folder`, that stand in it are meant: the number of the group may have been given away since.
     """
-    killed = 0
+    killed = []
     slack_s = START_TIME_SLACK_S
     for process in psutil.process_iter():
         try:
@@ -194,7 +197,8 @@ def end_group(record: ProcessRecord, ended_at: float | None = None, folder: Path
             if folder is not None and Path(process.cwd()) != folder.resolve():
                 continue
             process.send_signal(signal.SIGKILL)
-            killed += 1
+            killed.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             continue
-    return killed
+    psutil.wait_procs(killed, timeout=GROUP_GONE_WITHIN_S)
+    return len(killed)
