@@ -200,5 +200,15 @@ def end_group(record: ProcessRecord, ended_at: float | None = None, folder: Path
             killed.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             continue
-    psutil.wait_procs(killed, timeout=GROUP_GONE_WITHIN_S)
+    deadline = time.monotonic() + GROUP_GONE_WITHIN_S
+    while any(_holds_on(process) for process in killed) and time.monotonic() < deadline:
+        time.sleep(READY_POLL_S)
     return len(killed)
+
+
+def _holds_on(process: psutil.Process) -> bool:
+    """Whether a killed process still has its files and ports: one that nobody reaps has not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import aiohttp
 import jwt
 
 from coordinator.protocol.messages import MESSAGES_MAX
 from coordinator.protocol.tokens import SigningKey, TokenMaker
-from tests.integration.coordinator.tc.harness import KEYS, Caller, new_xid, running, settings_for
+from tests.integration.coordinator.tc.harness import KEYS, QUICK, Caller, new_xid, running, settings_for
 
 PATHS = [
     ("POST", "/v1/messages"),
@@ -100,6 +102,28 @@ async def test_too_many_messages_are_refused_with_the_limit(tc: Caller) -> None:
     async with tc.http.post(f"{tc.url}/v1/messages", data=body, headers=tc.headers) as response:
         assert response.status == 413
         assert str(MESSAGES_MAX) in (await response.json(content_type=None))["detail"]
+
+
+async def test_a_body_without_end_is_refused_at_the_limit(database: str) -> None:
+    """What is longer than the limit is a 413 problem, with and without a length said before."""
+    limits = replace(QUICK, body_bytes_max=1000)
+
+    async def drip() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    async with running(settings_for(database, limits)) as tc:
+        for body in (b" " * 2000, drip()):
+            async with tc.http.post(f"{tc.url}/v1/messages", data=body, headers=tc.headers) as response:
+                assert response.status == 413
+                assert "1000 bytes" in (await response.json(content_type=None))["detail"]
+
+
+async def test_messages_are_posted_and_nothing_else(tc: Caller) -> None:
+    """Another method is a 405 problem that names the one to use."""
+    async with tc.http.get(f"{tc.url}/v1/messages", headers=tc.headers) as response:
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
+        assert (await response.json(content_type=None))["code"] == "method-not-allowed"
 
 
 BAD_FILTERS = [

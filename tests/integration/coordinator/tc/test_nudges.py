@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import structlog.testing
 
-from coordinator.protocol.messages import Outcome
-from coordinator.protocol.statuses import Decision
+from coordinator.protocol.messages import Confirm, Outcome
+from coordinator.protocol.statuses import BranchState, Decision
 from coordinator.tc.core.backoff import Backoff
 from tests.integration.coordinator.tc.harness import (
     QUICK,
@@ -42,6 +42,22 @@ async def test_a_commit_is_told_to_its_resources_and_settles(database: str) -> N
                 return await tc.settlement(xid) == "SETTLED"
 
             await eventually(settled)
+
+
+async def test_who_commits_and_confirms_is_not_told_what_it_knows(database: str) -> None:
+    """The resources of the caller hear of a commit only when they have not confirmed it after a while."""
+    limits = replace(NEVER_AGAIN, nudge_own_delay_s=0.3)
+    async with running(settings_for(database, limits)) as tc, resource_at("order", tc) as order:
+        first, second, third, fourth = (new_xid() for _ in range(4))
+        await tc.say(commit(first, branch_of("order")))
+        await eventually(lambda: order.xids() == [first])  # from now on it is known whose the resource is
+        one, two, other = branch_of("order"), branch_of("order"), branch_of("order")
+        await tc.say(commit(second, one, two), commit(third, other))
+        states = [(branch.branch, int(BranchState.FORGOTTEN)) for branch in (one, two)]
+        await tc.say(Confirm(second, "order", states), Confirm(third, "order", states))
+        await tc.named("capacity").say(commit(fourth, branch_of("order")))
+        await eventually(lambda: order.xids() == [first, fourth, third])
+        assert await tc.settlement(second) == "SETTLED"
 
 
 async def test_commits_that_come_together_travel_together(tc: Caller) -> None:

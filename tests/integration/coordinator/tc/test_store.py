@@ -25,6 +25,7 @@ from tests.integration.coordinator.tc.harness import (
     coordinator_process,
     eventually,
     new_xid,
+    now_ms,
     rollback,
     running,
     settings_for,
@@ -123,6 +124,35 @@ async def test_a_write_that_takes_too_long_is_cut_and_never_cancelled(database: 
     finally:
         await blocker.close()
         await store.close()
+
+
+async def test_a_cancelled_write_is_cut_and_never_cancelled_in_the_store(database: str) -> None:
+    """A batch whose replica stops goes on in PostgreSQL, and the next one takes another connection."""
+    store = Store(database, uuid4(), QUICK)
+    await store.open()
+    blocker = await asyncpg.connect(database)
+    try:
+        xid, branch = new_xid(), uuid4()
+        columns: list[list[object]] = [[xid], ["book"], ["order"], [now_ms(30)], [xid], ["capacity"], [branch]]
+        async with blocker.transaction():
+            await blocker.execute("LOCK tc.branch IN EXCLUSIVE MODE")
+            writing = asyncio.create_task(store.commit_unheard(columns))
+            waits = "SELECT count(*) FROM pg_locks WHERE relation = 'tc.branch'::regclass AND NOT granted"
+            await eventually(lambda: _is(blocker, waits, 1))
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            assert await blocker.fetchval(waits) == 1
+        decided = "SELECT count(*) FROM tc.global_transaction WHERE decision = 1"
+        await eventually(lambda: _is(blocker, decided, 1))
+        assert await store.commit_unheard(columns) == set()
+    finally:
+        await blocker.close()
+        await store.close()
+
+
+async def _is(connection: asyncpg.Connection, query: str, value: object) -> bool:
+    return bool(await connection.fetchval(query) == value)
 
 
 async def test_two_replicas_install_at_once(database: str) -> None:
