@@ -321,7 +321,7 @@ class Store:
         async with self._batch_turn:
             try:
                 kept = self._batch_connection
-                if kept is None or kept.is_closed():
+                if kept is None or not _is_open(kept):
                     await self._let_go()
                     kept = await self._opened().acquire(timeout=self._limits.store_timeout_s)
                     self._batch_connection = kept
@@ -395,6 +395,13 @@ class Store:
 
 async def _keep_as_is(_connection: object) -> None:
     """Nothing here outlives its transaction, so a returned connection needs no cleaning, and no round trip for it."""
+
+
+def _is_open(connection: Any) -> bool:
+    try:
+        return not connection.is_closed()
+    except pg.InterfaceError:  # the pool takes one that was lost or cut back at once
+        return False
 
 
 def _retrieve(running: asyncio.Future[Any]) -> None:

@@ -1,0 +1,96 @@
+"""What was made cheap in the resource promises what it did before."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from coordinator.protocol.errors import BranchAborted, DeadlinePassed
+from coordinator.resource import enter_sql, forget, install, translate, undo
+from tests.integration.coordinator.resource.branches import branch, in_a_minute, run_branch
+
+TRAP = """
+CREATE SCHEMA trap;
+CREATE FUNCTION trap.no(uuid, uuid) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+CREATE FUNCTION trap.no(timestamptz, timestamptz) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+CREATE FUNCTION trap.no(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT false';
+CREATE OPERATOR trap.= (FUNCTION = trap.no, LEFTARG = uuid, RIGHTARG = uuid);
+CREATE OPERATOR trap.<= (FUNCTION = trap.no, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+CREATE OPERATOR trap.<> (FUNCTION = trap.no, LEFTARG = text, RIGHTARG = text);
+CREATE FUNCTION trap.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$SELECT '-infinity'::timestamptz$$;
+CREATE FUNCTION trap.current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$SELECT ''$$;
+CREATE FUNCTION trap.set_config(text, text, boolean) RETURNS text LANGUAGE sql AS $$SELECT ''$$;
+CREATE FUNCTION trap.uuid_hash_extended(uuid, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 0';
+CREATE FUNCTION trap.pg_advisory_xact_lock_shared(bigint) RETURNS void LANGUAGE sql AS '';
+CREATE TABLE trap.branch (LIKE at.branch);
+CREATE DOMAIN trap.uuid AS pg_catalog.text CHECK (false);
+SET search_path = trap, pg_catalog, pg_temp;
+"""
+ENTERED = """
+SELECT current_setting('at.xid'), count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+"""
+
+
+@pytest.fixture
+async def bank(connection: asyncpg.Connection) -> asyncpg.Connection:
+    """A managed table `account` with one row."""
+    await connection.execute(
+        "CREATE TABLE account (id int PRIMARY KEY, balance int); INSERT INTO account VALUES (1, 10)"
+    )
+    await install(connection, managed=["account"])
+    return connection
+
+
+async def test_forget_does_not_read_what_is_open_elsewhere(bank: asyncpg.Connection) -> None:
+    """It costs the same however many branches were open since the last vacuum: their index is not used."""
+    for number in range(12):  # more often than PostgreSQL plans anew
+        xid = uuid4()
+        branch_id = await run_branch(bank, xid, f"UPDATE account SET balance = {number} WHERE id = 1")
+        assert await forget(bank, [xid], [branch_id] if number % 2 else None) == 1
+    await bank.execute("SELECT pg_stat_force_next_flush()")
+    used = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'branch_open'"
+    assert await bank.fetchval(used) == 0
+
+
+async def test_entering_looks_nothing_up_on_the_callers_search_path(bank: asyncpg.Connection) -> None:
+    """Functions, operators and types of the caller's stay unused in what runs with the installer's rights."""
+    undone, late, fine = uuid4(), uuid4(), uuid4()
+    await undo(bank, undone)
+    await bank.execute(TRAP)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await run_branch(bank, undone, "SELECT")
+    assert isinstance(translate(refused.value), BranchAborted)
+    with pytest.raises(asyncpg.PostgresError) as passed:
+        await bank.execute(enter_sql(late, uuid4(), datetime.now(UTC) - timedelta(seconds=1)))
+    assert isinstance(translate(passed.value), DeadlinePassed)
+    with pytest.raises(asyncpg.PostgresError, match="is a branch of"):
+        await bank.execute(
+            f"BEGIN; {enter_sql(fine, uuid4(), in_a_minute())}; {enter_sql(late, uuid4(), in_a_minute())}"
+        )
+    await bank.execute("ROLLBACK")
+    async with branch(bank, fine):
+        await bank.execute("SET LOCAL search_path = pg_catalog")
+        assert tuple(await bank.fetchrow(ENTERED)) == (str(fine), 1)
+    assert await bank.fetchval("SELECT count(*) FROM at.branch b WHERE b.state OPERATOR(pg_catalog.<) 1") == 1
+
+
+async def test_a_row_touched_alone_and_again_is_one_undo_row(bank: asyncpg.Connection) -> None:
+    """One row a statement or several, first touch or later, with a key that changes: undo restores them all."""
+    statements = (
+        "UPDATE account SET balance = 11 WHERE id = 1",
+        "UPDATE account SET balance = 12 WHERE id = 1",
+        "INSERT INTO account VALUES (2, 20)",
+        "UPDATE account SET balance = balance + 1",
+        "UPDATE account SET id = 3 WHERE id = 1",
+        "DELETE FROM account WHERE id = 2",
+        "UPDATE account SET balance = 0 WHERE id = 99",
+    )
+    xid = uuid4()
+    await run_branch(bank, xid, *statements)
+    keys = await bank.fetch('SELECT id, (before).balance AS before, (after).balance AS after FROM at."public.account"')
+    assert sorted(tuple(row) for row in keys) == [(1, 10, None), (2, None, None), (3, None, 13)]
+    assert (await undo(bank, xid)).rows == 3
+    assert [tuple(row) for row in await bank.fetch("SELECT * FROM account")] == [(1, 10)]
