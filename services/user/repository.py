@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.kit.roles import AccountStatus, Role
+from services.kit.undecided import undecided
 from services.user.domain import Login
 from services.user.tables import user_credentials, user_details, user_logins, user_sessions, users
 from sharding import bucket_for, bucket_of
@@ -86,6 +87,18 @@ async def add_logins(session: AsyncSession, user_id: UUID, logins: Iterable[Logi
         if whose != user_id:
             taken.append(login)
     return taken
+
+
+async def has_decided_login(session: AsyncSession, login: Login) -> bool:
+    """Whether this login is there and cannot be undone any more."""
+    is_undecided = await session.scalar(
+        select(undecided(user_logins)).where(
+            user_logins.c.bucket == bucket_of(login.sharding_key),
+            user_logins.c.kind == login.kind.value,
+            user_logins.c.value == login.value,
+        )
+    )
+    return is_undecided is False
 
 
 async def find_login(session: AsyncSession, login: Login) -> UUID | None:

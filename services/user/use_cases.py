@@ -19,6 +19,7 @@ from argon2.exceptions import InvalidHashError, VerifyMismatchError
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from coordinator.client import LockConflict, TransactionRolledBack
 from services.kit import outbox
 from services.kit.auth import ACCESS_KIND, ACCESS_TTL_S
 from services.kit.database import Store
@@ -38,6 +39,8 @@ from services.user.config import (
 from sharding import IdMaker, bucket_of
 
 REGISTER_TIMEOUT_S = 10.0
+ADMIN_ATTEMPTS_MAX = 3
+"""How often the first administrator's account is tried again behind somebody's undecided one."""
 log = structlog.get_logger(__name__)
 
 
@@ -81,21 +84,32 @@ class Users:
         return schemas.Registered("用户注册成功", user_id, int(status))
 
     async def ensure_admin(self) -> None:
-        """Makes sure that the administrator's account is there. Repeatable; a second replica finds it made."""
+        """Makes sure that the administrator's account is there. Repeatable; a second replica finds it made.
+
+        What a start that was killed left undecided does not count: it is waited for, and made again when it is undone.
+        """
         path = self.runtime.settings.admin_password_file
         if path is None:
             return
         login = domain.Login(domain.LoginKind.USERNAME, ADMIN_USERNAME)
-        if await self._owner_of(login) is not None:
-            return
-        password = path.read_text(encoding="utf-8").strip()
-        body = schemas.Register(username=ADMIN_USERNAME, password=password, name="管理员")
-        try:
-            await self._create(body, Role.ADMIN, AccountStatus.ACTIVE)
-        except Problem as problem:
-            if problem.code != "login-taken":
-                raise
-            log.info("admin.exists")
+        body = schemas.Register(
+            username=ADMIN_USERNAME, password=path.read_text(encoding="utf-8").strip(), name="管理员"
+        )
+        for attempt in range(1, ADMIN_ATTEMPTS_MAX + 1):
+            if await self._store_of_login(login).read(lambda s: repository.has_decided_login(s, login)):
+                return
+            try:
+                await self._create(body, Role.ADMIN, AccountStatus.ACTIVE)
+                return
+            except Problem as problem:
+                if problem.code != "login-taken":
+                    raise
+                log.info("admin.exists")
+                return
+            except (LockConflict, TransactionRolledBack) as error:
+                log.warning("admin.waiting", attempt=attempt, error=str(error))
+                if attempt == ADMIN_ATTEMPTS_MAX:
+                    raise
 
     async def _create(self, body: schemas.Register, role: Role, status: AccountStatus) -> UUID:
         logins = _logins_of(body)

@@ -89,8 +89,9 @@ async def test_a_row_touched_alone_and_again_is_one_undo_row(bank: asyncpg.Conne
         "UPDATE account SET balance = 0 WHERE id = 99",
     )
     xid = uuid4()
+    await bank.execute("INSERT INTO account VALUES (5, 50)")
     await run_branch(bank, xid, *statements)
     keys = await bank.fetch('SELECT id, (before).balance AS before, (after).balance AS after FROM at."public.account"')
-    assert sorted(tuple(row) for row in keys) == [(1, 10, None), (2, None, None), (3, None, 13)]
-    assert (await undo(bank, xid)).rows == 3
-    assert [tuple(row) for row in await bank.fetch("SELECT * FROM account")] == [(1, 10)]
+    assert sorted(tuple(row) for row in keys) == [(1, 10, None), (2, None, None), (3, None, 13), (5, 50, 51)]
+    assert (await undo(bank, xid)).rows == 4
+    assert [tuple(row) for row in await bank.fetch("SELECT * FROM account ORDER BY id")] == [(1, 10), (5, 50)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
+from coordinator.protocol.ids import BranchId, Xid
 from services.user.config import SPEC
 from services.user.domain import Login, LoginKind
+from services.user.repository import add_logins
 from services.user.use_cases import Passwords, Users
 from sharding import bucket_of
 from tests.support.services import replica
@@ -144,3 +147,26 @@ async def test_the_administrators_account_is_made_once_by_replicas_that_start_to
         credentials = {"username": "admin", "password": secret.read_text()}
         answer = await fresh.client("user").post("/api/users/login", credentials)
         assert (answer.status, answer.body["role"]) == (200, 2)
+
+
+async def test_an_administrators_account_that_a_killed_start_left_undecided_is_made_again(
+    postgres: Any, valkey: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The row of the login is there and will be undone: the next start waits for that, and then makes the account."""
+    folder = tmp_path_factory.mktemp("killed")
+    async with running_system(
+        postgres, valkey, folder, services=["user"], overrides={"admin_password_file": None}
+    ) as fresh:
+        secret = folder / "admin-password"
+        secret.write_text("a secret of this test")
+        async with replica(fresh, SPEC, admin_password_file=secret) as runtime:
+            login = Login(LoginKind.USERNAME, "admin")
+            # What a process leaves that is killed between its branch and its decision.
+            deadline_ms = int((time.time() + 1.5) * 1000)
+            with runtime.coordinator.participant(Xid(uuid4()), BranchId(uuid4()), deadline_ms):
+                store = runtime.store_of(bucket_of(login.sharding_key))
+                await store.branch(lambda session: add_logins(session, fresh.new_id(), [login]))
+            await Users(runtime, Passwords()).ensure_admin()
+        await fresh.quiet()
+        credentials = {"username": "admin", "password": secret.read_text()}
+        assert (await fresh.client("user").post("/api/users/login", credentials)).status == 200
