@@ -278,7 +278,7 @@ class Transport:
             await self._said_wake.wait()
             self._said_wake.clear()
             while self._said:
-                if crowd >= CROWD_MIN:
+                if crowd >= CROWD_MIN > len(self._said):
                     await asyncio.sleep(CROWD_LINGER_S)
                 crowd = len(self._said)
                 taken = (self._said.popleft() for _ in range(min(len(self._said), MESSAGES_MAX)))

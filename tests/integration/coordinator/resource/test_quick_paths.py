@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from asyncpg.exceptions import PostgresError
 
 from coordinator.protocol.errors import BranchAborted, DeadlinePassed
 from coordinator.resource import enter_sql, forget, install, translate, undo
@@ -60,13 +61,13 @@ async def test_entering_looks_nothing_up_on_the_callers_search_path(bank: asyncp
     undone, late, fine = uuid4(), uuid4(), uuid4()
     await undo(bank, undone)
     await bank.execute(TRAP)
-    with pytest.raises(asyncpg.PostgresError) as refused:
+    with pytest.raises(PostgresError) as refused:
         await run_branch(bank, undone, "SELECT")
     assert isinstance(translate(refused.value), BranchAborted)
-    with pytest.raises(asyncpg.PostgresError) as passed:
+    with pytest.raises(PostgresError) as passed:
         await bank.execute(enter_sql(late, uuid4(), datetime.now(UTC) - timedelta(seconds=1)))
     assert isinstance(translate(passed.value), DeadlinePassed)
-    with pytest.raises(asyncpg.PostgresError, match="is a branch of"):
+    with pytest.raises(PostgresError, match="is a branch of"):
         await bank.execute(
             f"BEGIN; {enter_sql(fine, uuid4(), in_a_minute())}; {enter_sql(late, uuid4(), in_a_minute())}"
         )
