@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from uuid import UUID
 
+import structlog
+
 from coordinator.protocol.errors import NoGlobalTransaction
 from coordinator.protocol.ids import BranchId, ResourceName, Xid, derived_branch, unix_ms_of, uuid7
 from coordinator.protocol.messages import BRANCHES_MAX, BranchRef
@@ -152,18 +154,24 @@ def required() -> Scope:
 
 @contextmanager
 def bound(scope: Scope | None) -> Iterator[None]:
-    """Makes `scope` (None: no transaction) the current one inside the block."""
-    token = _current.set(scope)
+    """Makes `scope` (None: no transaction) the current one inside the block; log lines in it carry the xid."""
+    restore = bind(scope)
     try:
         yield
     finally:
-        _current.reset(token)
+        restore()
 
 
 def bind(scope: Scope | None) -> Callable[[], None]:
     """As `bound`, for code that has two hooks instead of a block: returns what puts the former one back."""
     token = _current.set(scope)
-    return lambda: _current.reset(token)
+    logged = structlog.contextvars.bind_contextvars(xid=None if scope is None else str(scope.xid))
+
+    def restore() -> None:
+        structlog.contextvars.reset_contextvars(**logged)
+        _current.reset(token)
+
+    return restore
 
 
 def format_branches(branches: tuple[BranchRef, ...]) -> str:

@@ -19,7 +19,6 @@ from threading import local
 from typing import Any
 from uuid import UUID
 
-import structlog
 from dramatiq import Broker, MessageProxy
 from dramatiq.message import Message
 from dramatiq.middleware import Middleware
@@ -54,14 +53,7 @@ class TransactionMiddleware(Middleware):
         if carried is None:
             return
         xid, call = Xid(UUID(carried["xid"])), BranchId(UUID(carried["call"]))
-        restore = bind(Participant(xid, call, int(carried["deadline_ms"])))
-        tokens = structlog.contextvars.bind_contextvars(xid=str(xid))
-
-        def unbind() -> None:
-            structlog.contextvars.reset_contextvars(**tokens)
-            restore()
-
-        self._bound.unbind = unbind
+        self._bound.unbind = bind(Participant(xid, call, int(carried["deadline_ms"])))
 
     def after_process_message(
         self,

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-import structlog
 from litestar import Request, post
 from litestar.enums import ScopeType
 from litestar.handlers import HTTPRouteHandler
@@ -71,7 +70,6 @@ class TransactionMiddleware(ASGIMiddleware):
             except DeadlinePassed as error:
                 await _refuse(send, 409, "Deadline passed", str(error))
                 return
-            stack.enter_context(structlog.contextvars.bound_contextvars(xid=str(participant.xid)))
             await next_app(scope, receive, _naming(participant, send))
 
 
