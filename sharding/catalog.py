@@ -8,7 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import structlog
-from asyncpg.exceptions import InterfaceError, InvalidSchemaNameError, PostgresError, UndefinedTableError
+from asyncpg.exceptions import (
+    InterfaceError,
+    InternalClientError,
+    InvalidSchemaNameError,
+    PostgresError,
+    UndefinedTableError,
+)
 
 from sharding.buckets import BUCKET_COUNT, Bucket
 from sharding.connections import AnyConnection, asyncpg_dsn, bare, connect, load_sql
@@ -28,7 +34,8 @@ FROM sharding.map_version AS v CROSS JOIN sharding.placement AS p
 GROUP BY v.version
 """
 
-CATALOG_ERRORS = (PostgresError, InterfaceError, OSError, TimeoutError)
+CATALOG_ERRORS = (PostgresError, InterfaceError, InternalClientError, OSError, TimeoutError)
+"""What a catalog that is away may raise; a connection cut at an unlucky moment confuses asyncpg itself."""
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,7 @@ from random import Random
 from uuid import UUID
 
 import structlog
-from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresError
 
 from coordinator import resource as at
 from coordinator.client.backoff import backoff_s
@@ -67,7 +67,7 @@ RECENT_MAX = 10_000
 
 _log = structlog.get_logger("coordinator.client.settle")
 
-DATABASE_AWAY = (PostgresError, InterfaceError, OSError, TimeoutError)
+DATABASE_AWAY = (PostgresError, InterfaceError, InternalClientError, OSError, TimeoutError)
 """What talking to a database can raise when it is away, restarting, or busy."""
 
 

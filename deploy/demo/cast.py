@@ -8,13 +8,15 @@ import os
 import secrets
 import signal
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from deploy.demo.report import Report
 from deploy.demo.world import Api, Databases, DemoSystem, Failed, Lock, Person, eventually, unique
 
 PRICE_CENTS = 12_000
+TIME_ZONE = "Asia/Shanghai"
 REGISTER_TRIES_MAX = 40
 WATCH_TIMEOUT_S = 4.0
 AT_ONCE_MAX = 8
@@ -103,6 +105,7 @@ class Cast:
             "address": "徐汇区一号",
             "latitude": 31.19,
             "longitude": 121.44,
+            "time_zone": TIME_ZONE,
             "policy": "one_day",
             "capacity": capacity,
             **fields,
@@ -190,5 +193,5 @@ class Cast:
 
 
 def tonight() -> date:
-    """The first night that may be booked in any time zone of the story."""
-    return datetime.now(UTC).date()
+    """Today where the listings of the story are: the first night that may be booked there."""
+    return datetime.now(ZoneInfo(TIME_ZONE)).date()

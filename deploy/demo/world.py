@@ -213,14 +213,15 @@ class Databases:
         return digests
 
     async def steady_fingerprint(self) -> dict[str, str]:
-        """A fingerprint after everybody has been told what there is to tell: two in a row are equal."""
+        """A fingerprint after everybody has been told what there is to tell: every outbox empty, two in a row equal."""
         seen: dict[str, str] = {}
 
         async def same_again() -> bool:
             nonlocal seen
             before, seen = seen, await self.fingerprint()
             await asyncio.sleep(STEADY_S)
-            return before == seen
+            told = all(digest == "empty" for name, digest in seen.items() if name.endswith(".outbox"))
+            return told and before == seen
 
         await eventually(same_again, "the rows come to rest")
         return seen

@@ -95,6 +95,13 @@ class Door:
     http: aiohttp.ClientSession
     folder: Path
 
+    async def logged(self, count: int) -> list[dict[str, object]]:
+        """The access log, once it has `count` lines: Nginx writes one a moment after the answer has left."""
+        async with asyncio.timeout(WAIT_LIMIT_S):
+            while len(lines := self.log_lines()) < count:  # noqa: ASYNC110 - a file tells nobody
+                await asyncio.sleep(0.01)
+        return lines
+
     def log_lines(self) -> list[dict[str, object]]:
         """The access log so far."""
         text = (self.folder / "log" / "access.log").read_text(encoding="utf-8")

@@ -130,6 +130,7 @@ async def test_the_last_map_stays_while_the_catalog_is_away_and_a_new_one_comes_
         await switch(fleet, 3, source=SHARD_0, target=SHARD_1)
         assert (await fleet.store.wait_for_change(1, WAIT_S)).version == 2
     finally:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         await admin.close()
 
 
