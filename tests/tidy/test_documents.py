@@ -9,6 +9,7 @@ import pytest
 from typer.main import get_command
 
 from deploy.cli import app
+from services.kit.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -40,3 +41,12 @@ def test_every_decision_is_in_the_index() -> None:
         assert page.name in index
         for part in ("**Context.**", "**Decision.**", "**Consequences.**", "**Alternatives.**", "**Enforced by**"):
             assert part in text, f"{page.name} lacks {part}"
+        enforced = text.split("**Enforced by**")[1]
+        missing = [path for path in re.findall(r"`(tests/[^`]+)`", enforced) if not (ROOT / path).exists()]
+        assert missing == [], page.name
+
+
+def test_every_setting_of_a_service_is_in_the_reference() -> None:
+    """What a service reads from its environment stands in the settings page."""
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    assert [name for name in Settings.model_fields if f"`PAWSTAY_{name.upper()}`" not in page] == []
