@@ -13,7 +13,18 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from deploy.demo.report import Report
-from deploy.demo.world import Api, Databases, DemoSystem, Failed, Lock, Person, eventually, unique
+from deploy.demo.world import (
+    COORDINATOR_AWAY,
+    Api,
+    Databases,
+    DemoSystem,
+    Failed,
+    Lock,
+    Person,
+    eventually,
+    patiently,
+    unique,
+)
 
 PRICE_CENTS = 12_000
 TIME_ZONE = "Asia/Shanghai"
@@ -131,13 +142,26 @@ class Cast:
         """A booking that must succeed."""
         return await owner.must("POST", "/api/orders", {"quote": quote}, keyed=True)
 
+    async def ask_coordinator(self, path: str) -> Any:
+        """What the coordinator answers an operator at `path`; waits for one that is being started again."""
+        return await patiently(lambda: self.system.coordinator_json(path), COORDINATOR_AWAY)
+
+    async def pause_coordinator(self) -> int:
+        """Stops the coordinator from hearing anything (SIGSTOP), as soon as there is one; its process id."""
+
+        async def pause() -> int:
+            pid = self.system.coordinator_pid()
+            os.kill(pid, signal.SIGSTOP)
+            return pid
+
+        return await patiently(pause, COORDINATOR_AWAY)
+
     async def book_watched(self, owner: Person, quote: str) -> tuple[Any, list[Lock]]:
         """A booking that must succeed, and the global locks that it held before it was decided.
 
         The coordinator is paused for the moment in which the branches are done and nothing is decided.
         """
-        pid = self.system.coordinator_pid()
-        os.kill(pid, signal.SIGSTOP)
+        pid = await self.pause_coordinator()
         booking = asyncio.ensure_future(self.book(owner, quote))
         seen: list[Lock] = []
 
@@ -182,7 +206,7 @@ class Cast:
             left = await self.databases.locks()
             if left:
                 return False
-            undecided = await self.system.coordinator_json("/v1/transactions?decision=0&limit=10")
+            undecided = await self.ask_coordinator("/v1/transactions?decision=0&limit=10")
             left = {"undecided transactions": len(undecided["items"])} if undecided["items"] else {}
             return not left
 

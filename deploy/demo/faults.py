@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -103,8 +104,7 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     first = tonight() + timedelta(days=90)
     quote = await cast.quote(owner, cast.things["listing"], [pet], first, 2)
     await cast.quiet()
-    pid = cast.system.coordinator_pid()
-    os.kill(pid, signal.SIGSTOP)
+    pid = await cast.pause_coordinator()
     booking = asyncio.ensure_future(_book_with_patience(owner, quote["quote"]))
     open_rows: dict[str, int] = {}
 
@@ -116,7 +116,8 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     try:
         await eventually(branches_are_open, "branches are done and undecided", timeout_s=BRANCH_TIMEOUT_S)
     finally:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     cast.say(f"coordinator {pid} killed with undecided rows in {', '.join(sorted(open_rows))}.")
     answer = await booking
     settled_s = await cast.quiet()

@@ -76,7 +76,7 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     order_id, xid = booked["order_id"], booked["xid"]
     held = [lock for lock in locks if lock.xid == xid]
     cast.things["order"] = order_id
-    seen = await cast.system.coordinator_json(f"/v1/transactions/{xid}")
+    seen = await cast.ask_coordinator(f"/v1/transactions/{xid}")
     branches = sorted({branch["resource"] for branch in seen["branches"]})
     if seen["decision"] not in (1, "COMMITTED") or not {"capacity", "pet"} <= set(branches) or len(branches) < 4:
         raise Failed(f"transaction {xid} is {seen['decision']} with branches {branches}")

@@ -10,16 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from asyncpg.exceptions import InterfaceError, PostgresError
 
 from deploy.demo.cast import Cast
 from deploy.demo.faults import coordinator_killed, failing_booking, race_for_places
 from deploy.demo.report import Report, SceneResult
 from deploy.demo.stay import accounts_and_listing, cancelled_stay, search_and_quote, whole_stay
-from deploy.demo.world import Api, Databases, DemoSystem, Failed
+from deploy.demo.world import COORDINATOR_AWAY, Api, Databases, DemoSystem, Failed
+from deploy.embedded.problems import RuntimeProblem
 
 Figures = dict[str, Any]
 Play = Callable[[Cast], Awaitable[tuple[Figures, str]]]
 CONNECTIONS_MAX = 60
+BROKEN = (
+    RuntimeProblem,
+    OSError,
+    aiohttp.ClientError,
+    PostgresError,
+    InterfaceError,
+    TimeoutError,
+    LookupError,
+    TypeError,
+)
+"""What a scene throws, beside Failed, when the system is broken under it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,7 @@ async def _play(number: int, scene: Scene, cast: Cast, report: Report) -> None:
         verdict = "ok"
     except Failed as error:
         figures, detail, verdict = {}, str(error), "failed"
-    except (OSError, aiohttp.ClientError, TimeoutError, LookupError, TypeError) as error:
-        # The story is told against a system that is being broken: whatever it throws is the scene's failure.
+    except BROKEN as error:
         figures, detail, verdict = {}, f"{type(error).__name__}: {error}", "failed"
     figures = {**figures, "seconds": round(time.monotonic() - started, 2)}
     report.add(SceneResult(scene.name, scene.proves, verdict, figures, detail))
@@ -103,5 +115,5 @@ def _wake_coordinator(system: DemoSystem) -> None:
     """A scene that was cut short may have left the coordinator stopped."""
     try:
         os.kill(system.coordinator_pid(), signal.SIGCONT)
-    except (OSError, LookupError):
+    except (OSError, *COORDINATOR_AWAY):
         return

@@ -8,11 +8,13 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import asyncpg
 from asyncpg.exceptions import InterfaceError
+
+from deploy.embedded.problems import RuntimeProblem
 
 CALL_TIMEOUT_S = 30.0
 QUIET_TIMEOUT_S = 30.0
@@ -25,7 +27,10 @@ LATER_STATUSES = frozenset({NO_ANSWER, 429, 502, 503, 504})
 LATER_CODES = frozenset({"lock-busy", "idempotency-in-flight", "tx-ended", "branch-repeated"})
 DONE_BEFORE = frozenset({"illegal-transition", "illegal-status", "already-reviewed", "login-taken"})
 STEADY_S = 1.0
-AWAY_ERRORS = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, InterfaceError)
+DATABASE_AWAY = (OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, InterfaceError)
+COORDINATOR_AWAY = (RuntimeProblem, LookupError, ProcessLookupError)
+
+T = TypeVar("T")
 
 
 class Failed(Exception):
@@ -42,10 +47,10 @@ class DemoSystem(Protocol):
         """Every database by name (`capacity`, `order@shard-0`, ...) with an administrator's DSN."""
 
     def coordinator_pid(self) -> int:
-        """The process id of the coordinator that runs now."""
+        """The process id of the coordinator that runs now. Raises LookupError while there is none."""
 
     async def coordinator_json(self, path: str) -> Any:
-        """What the coordinator answers an operator at `path`."""
+        """What the coordinator answers an operator at `path`. Raises RuntimeProblem while it does not answer."""
 
     async def restart_with(self, environment: Mapping[str, str]) -> None:
         """Starts the service processes anew with `environment` on top of theirs; ready when it returns."""
@@ -163,15 +168,15 @@ class Databases:
 
     async def rows(self, name: str, query: str, *values: object) -> list[asyncpg.Record]:
         """Rows of one database; waits for a server that is being started again."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
+
+        async def ask() -> list[asyncpg.Record]:
             try:
                 return list(await (await self.connection(name)).fetch(query, *values))
-            except AWAY_ERRORS:
-                if time.monotonic() > deadline:
-                    raise
+            except DATABASE_AWAY:
                 self._connections.pop(name, None)
-                await asyncio.sleep(RETRY_PAUSE_S)
+                raise
+
+        return await patiently(ask, DATABASE_AWAY)
 
     async def locks(self) -> dict[str, int]:
         """Global locks (and undo rows: they are the same rows) in every database that has any."""
@@ -225,6 +230,18 @@ class Databases:
 
         await eventually(same_again, "the rows come to rest")
         return seen
+
+
+async def patiently(ask: Callable[[], Awaitable[T]], away: tuple[type[Exception], ...]) -> T:
+    """What `ask` answers, asked again for PATIENCE_S while it raises one of `away`; then that is raised."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except away:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(RETRY_PAUSE_S)
 
 
 def difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 
 from deploy.commands.demo import Target
 from deploy.demo import Report, run
+from deploy.embedded.programs import ProcessRecord
 from deploy.embedded.system import EmbeddedSystem
 from tests.support.servers import free_port
 
-STORY = ("search", "stay", "failing-booking", "cancelled-stay")
+STORY = ("search", "stay", "failing-booking", "race", "cancelled-stay")
 PAUSE_S = 0.7
 """Between one process that came back and the next kill."""
+
+HAS_A_PROCESS_WITHIN_S = 60.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,11 +45,23 @@ def failures(report: Report) -> list[str]:
     return [f"{scene.name}: {scene.detail}" for scene in report.scenes if scene.verdict != "ok"]
 
 
+def kill_when_it_runs(system: EmbeddedSystem, name: str) -> ProcessRecord:
+    """SIGKILL for one program; one that is just being started again is killed as soon as it has a process."""
+    deadline = time.monotonic() + HAS_A_PROCESS_WITHIN_S
+    while True:
+        try:
+            return system.kill(name)
+        except (LookupError, ProcessLookupError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(PAUSE_S)
+
+
 async def kill_all_in_turn(system: EmbeddedSystem, killed: list[str]) -> None:
     """SIGKILL for each program, the next one when the last works again."""
     for name in [program.name for program in system.running().programs]:
         await asyncio.sleep(PAUSE_S)
-        record = await asyncio.to_thread(system.kill, name)
+        record = await asyncio.to_thread(kill_when_it_runs, system, name)
         killed.append(name)
         await asyncio.to_thread(system.wait_healed, name, record)
 
