@@ -36,7 +36,7 @@ app.add_typer(transactions_app, name="transactions")
 
 Data = Annotated[
     Optional[Path],  # noqa: UP045 - Typer reads it at run time
-    typer.Option("--data", help="The data folder.  [default: PAWSTAY_DATA, or ./data in the checkout]"),
+    typer.Option("--data", readable=False, help="The data folder.  [default: PAWSTAY_DATA, or ./data in the checkout]"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65_535, help="The gateway's port.")]

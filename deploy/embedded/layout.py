@@ -21,8 +21,11 @@ LAYOUT_VERSION = 1
 PROGRAM = "pawstay"
 PROBE_NAME = ".probe"
 PROBE_BYTES = 4096
-FREE_MIN_MB = 300
+NEW_FREE_MIN_MB = 300
 """Less than this free on the disk, and a new system is not started: three databases need it to begin with."""
+
+FREE_MIN_MB = 50
+"""Less than this free on the disk, and a system that is there is not started: each server may ask for 16 MB at once."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,8 @@ class Layout:
 
     def prepare(self) -> None:
         """Makes the folder, or takes it over when it is one of ours. Raises RuntimeProblem with one clear sentence."""
-        if self.root.exists() and not self.root.is_dir():
-            raise RuntimeProblem(
-                f"{self.root} is a file, not a folder: name another one with --data.", ExitCode.FOLDER_UNUSABLE
-            )
+        self.check_version()
         with _clear_words(self.root):
-            self.check_version()
             if not self.root.exists():
                 self.root.mkdir(mode=0o700, parents=True)
             # Where PostgreSQL has to run as nobody, that user passes this folder; what is in it stays closed.
@@ -123,10 +122,25 @@ class Layout:
             if not self.version_file.exists():
                 write_private(self.version_file, json.dumps({"program": PROGRAM, "layout": LAYOUT_VERSION}))
 
+    def check_access(self) -> None:
+        """Raises RuntimeProblem when the folder is there and this user may not look into it."""
+        with _clear_words(self.root):
+            if self.root.is_dir():
+                os.stat(self.root / ".")
+                os.listdir(self.root)
+
     def check_version(self) -> None:
-        """Raises RuntimeProblem when the folder belongs to another program or to another version of this one."""
+        """Raises RuntimeProblem when this is no folder that can be read, or that of another program or version."""
+        with _clear_words(self.root):
+            self._check_version()
+
+    def _check_version(self) -> None:
         if not self.root.exists():
             return
+        if not self.root.is_dir():
+            raise RuntimeProblem(
+                f"{self.root} is a file, not a folder: name another one with --data.", ExitCode.FOLDER_UNUSABLE
+            )
         if not self.version_file.exists():
             # A first start that was killed early leaves only these.
             early = {"lock", "run", "logs", "secrets", "mail", "nginx", "postgres"}
@@ -155,9 +169,10 @@ class Layout:
 
     def _check_space(self) -> None:
         free_mb = shutil.disk_usage(self.root).free // 1_000_000
-        if free_mb < FREE_MIN_MB:
+        needed_mb = FREE_MIN_MB if any((self.root / "postgres").glob("*/PG_VERSION")) else NEW_FREE_MIN_MB
+        if free_mb < needed_mb:
             raise RuntimeProblem(
-                f"the disk of {self.root} is full ({free_mb} MB free, {FREE_MIN_MB} needed):"
+                f"the disk of {self.root} is full ({free_mb} MB free, {needed_mb} needed):"
                 " make room, or name a folder on another disk with --data.",
                 ExitCode.FOLDER_UNUSABLE,
             )
@@ -194,7 +209,7 @@ def _clear_words(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reasons = {
-            errno.EACCES: "may not be written by this user",
+            errno.EACCES: "may not be used by this user",
             errno.EPERM: "may not be changed by this user",
             errno.EROFS: "is read-only",
             errno.ENOSPC: "is on a full disk",

@@ -34,9 +34,14 @@ SUPERVISOR_LOG = "supervisor"
 
 
 def data_folder(named: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The data folder: the one named, else PAWSTAY_DATA, else `data` in the checkout. Absolute, links resolved."""
+    """The data folder: the one named, else PAWSTAY_DATA, else `data` in the checkout. Absolute, links resolved.
+
+    Raises RuntimeProblem for one that this user may not look into: whether something runs there cannot be said.
+    """
     chosen = named or (Path(environ[DATA_VARIABLE]) if environ.get(DATA_VARIABLE) else CHECKOUT / "data")
-    return chosen.expanduser().resolve()
+    folder = chosen.expanduser().resolve()
+    Layout(folder).check_access()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,9 @@ class EmbeddedSystem:
 
     def down(self) -> bool:
         """Stops everything, also what a killed supervisor left behind. False when nothing was running."""
+        self.layout.check_version()
         if not self.folder.exists():
             return False
-        self.layout.check_version()
         stopped = False
         deadline = time.monotonic() + STOP_TIMEOUT_S
         # The folder may be held by a supervisor that has not written its state yet, or by the last threads of a

@@ -111,3 +111,43 @@ def test_postgres_older_than_the_oldest_supported_is_refused(tmp_path: Path) -> 
     said = pawstay("up", "--detach", "--data", "data", "--port", "18098", folder=tmp_path, environ=environ)
     assert said.code == ExitCode.SETTING_WRONG
     assert "PostgreSQL 15; 17 or newer is needed" in said.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "answer", "words"),
+    [
+        ("PAWSTAY_REDIS_BIN", "Redis server v=6.2.14 sha=00000000:0", "names Redis 6; 7 or newer is needed"),
+        ("PAWSTAY_REDIS_BIN", "", "is no Redis or Valkey server"),
+        ("PAWSTAY_NGINX_BIN", "nginx version: nginx/1.18.0", "names Nginx 1.18; 1.20 or newer is needed"),
+        ("PAWSTAY_NGINX_BIN", "hello", "is no Nginx server"),
+    ],
+)
+def test_a_named_redis_or_nginx_that_is_old_or_another_program_is_refused(
+    tmp_path: Path, setting: str, answer: str, words: str
+) -> None:
+    """Before anything starts, and not by the silence of a server that never comes up."""
+    program = tmp_path / "server"
+    program.write_text(f"#!/bin/sh\necho '{answer}' >&2\n")
+    program.chmod(0o700)
+    environ = {setting: str(program)}
+    said = pawstay("up", "--detach", "--data", "data", "--port", "18097", folder=tmp_path, environ=environ)
+    assert said.code == ExitCode.SETTING_WRONG
+    assert words in said.text
+
+
+def test_a_named_postgres_that_cannot_be_executed_is_refused(tmp_path: Path) -> None:
+    """A program of another machine is one sentence, no traceback in a log."""
+    for program in ("initdb", "postgres"):
+        (tmp_path / program).write_bytes(b"\x7fELF of elsewhere")
+        (tmp_path / program).chmod(0o700)
+    environ = {"PAWSTAY_POSTGRES_BIN": str(tmp_path)}
+    said = pawstay("up", "--detach", "--data", "data", "--port", "18096", folder=tmp_path, environ=environ)
+    assert said.code == ExitCode.SETTING_WRONG
+    assert "is no PostgreSQL server that runs here" in said.text
+
+
+def test_down_of_a_file_is_refused_in_words(tmp_path: Path) -> None:
+    """A wrong --data is told, whatever the command."""
+    (tmp_path / "data").write_text("")
+    said = pawstay("down", "--data", "data", folder=tmp_path)
+    assert (said.code, "is a file, not a folder" in said.text) == (ExitCode.FOLDER_UNUSABLE, True), said

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from deploy.embedded import layout as layout_module
 from deploy.embedded.layout import LAYOUT_VERSION, Layout, write_private
 from deploy.embedded.privileges import NOBODY_ID, is_root
 from deploy.embedded.problems import ExitCode, RuntimeProblem
+from deploy.embedded.system import data_folder
 
 
 def refused(root: Path) -> RuntimeProblem:
@@ -39,6 +41,8 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     problem = refused(tmp_path / "data")
     assert problem.code is ExitCode.FOLDER_UNUSABLE
     assert "is a file, not a folder" in str(problem)
+    with pytest.raises(RuntimeProblem, match="is a file, not a folder"):
+        Layout(tmp_path / "data").check_version()
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -67,10 +71,21 @@ def test_a_version_file_that_is_not_ours_is_refused(tmp_path: Path, text: str) -
 
 def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says how much is free and how much is needed."""
-    monkeypatch.setattr(layout_module, "FREE_MIN_MB", 10**9)
+    monkeypatch.setattr(layout_module, "NEW_FREE_MIN_MB", 10**9)
     problem = refused(tmp_path / "data")
     assert problem.code is ExitCode.FOLDER_UNUSABLE
     assert "is full" in str(problem)
+
+
+def test_a_system_that_is_there_needs_less_room_than_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new system would need does not keep one from coming back; an entirely full disk does."""
+    Layout(tmp_path / "data").prepare()
+    (tmp_path / "data" / "postgres" / "main").mkdir()
+    (tmp_path / "data" / "postgres" / "main" / "PG_VERSION").write_text("18")
+    monkeypatch.setattr(layout_module, "NEW_FREE_MIN_MB", 10**9)
+    Layout(tmp_path / "data").prepare()
+    monkeypatch.setattr(layout_module, "FREE_MIN_MB", 10**9)
+    assert "is full" in str(refused(tmp_path / "data"))
 
 
 def test_a_folder_below_a_read_only_file_system_is_refused() -> None:
@@ -90,21 +105,43 @@ def test_a_folder_that_its_owner_closed_is_refused_and_stays_closed() -> None:
     for path in (folder, *folder.iterdir()):
         os.chown(path, NOBODY_ID if is_root() else -1, -1)
     folder.chmod(0o500)
+    assert "may not be used by this user" in words_for_an_ordinary_user(Layout(folder).prepare)
+    assert folder.stat().st_mode & 0o777 == 0o500
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused_by_every_command() -> None:
+    """Whether something runs in somebody else's folder cannot be said, and is not guessed at."""
+    outer = Path(tempfile.mkdtemp(prefix="pawstay-closed-"))
+    inner = outer / "data"
+    inner.mkdir()
+    outer.chmod(0o000)
+    for folder in (outer, inner):
+        assert "may not be used by this user" in words_for_an_ordinary_user(lambda folder=folder: data_folder(folder))
+    outer.chmod(0o700)
+    shutil.rmtree(outer)
+
+
+def words_for_an_ordinary_user(act: Callable[[], object]) -> str:
+    """The RuntimeProblem that `act` raises in a child that is not root; empty when it raises none."""
+    reading, writing = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def ask() -> None:
         if is_root():
             os.setgroups([])
             os.setgid(NOBODY_ID)
             os.setuid(NOBODY_ID)
-        problem = refused(folder)
-        os._exit(0 if "may not be written by this user" in str(problem) else 1)
+        try:
+            act()
+            writing.send("")
+        except RuntimeProblem as problem:
+            writing.send(str(problem))
 
     child = multiprocessing.get_context("fork").Process(target=ask)
     child.start()
     child.join(30)
-    assert (child.exitcode, folder.stat().st_mode & 0o777) == (0, 0o500)
-    folder.chmod(0o700)
-    shutil.rmtree(folder)
+    return str(reading.recv()) if reading.poll() else f"the child ended with {child.exitcode}"
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
