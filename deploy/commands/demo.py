@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from deploy.console import err, out, plain_words, progress
 from deploy.embedded.problems import ExitCode, RuntimeProblem
 from deploy.embedded.system import EmbeddedSystem, data_folder
@@ -57,13 +59,26 @@ def run(data: Path | None, port: int, split: bool, as_json: bool, keep: bool, sc
                 state = system.up(port, split=split, step=step)
             err.print(f"PawStay is up at {state.gateway_url} after {state.up_after_s:.1f} s.", soft_wrap=True)
         target = Target(system, system.gateway_url, system.admin_password)
-        report = Report(console=None if as_json else out)
         try:
-            asyncio.run(play(target, report, scenes))
+            if as_json:
+                with progress("Telling the story") as step:
+                    report = Report(console=None, step=step)
+                    asyncio.run(play(target, report, scenes))
+            else:
+                report = Report(console=out)
+                asyncio.run(play(target, report, scenes))
+                report.end()
         finally:
             if started and not keep:
                 with progress("Stopping PawStay"):
                     system.down()
+                err.print("PawStay is down: what the demo started is stopped.")
+            elif started:
+                err.print(
+                    f"PawStay is left up at {target.gateway_url} (data in {escape(str(system.folder))});"
+                    " stop it with 'pawstay down'.",
+                    soft_wrap=True,
+                )
         if as_json:
             print(report.as_json())
         raise SystemExit(int(ExitCode.FAILED if report.failed else ExitCode.OK))

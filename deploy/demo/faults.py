@@ -30,6 +30,7 @@ async def failing_booking(cast: Cast) -> tuple[Figures, str]:
     clash = await cast.quote(owner, cast.things["listing"], [pet], first - timedelta(days=1), 3)
     await cast.quiet()
     before = await cast.databases.steady_fingerprint()
+    known = await _rolled_back_bookings(cast)
     answer = await _book_with_patience(owner, clash["quote"])
     if answer.status != 409 or answer.code != "pet-already-booked":
         raise Failed(f"the clash was answered {answer.status} {answer.body} instead of 409 pet-already-booked")
@@ -37,11 +38,26 @@ async def failing_booking(cast: Cast) -> tuple[Figures, str]:
     changed = difference(before, await cast.databases.steady_fingerprint())
     if changed:
         raise Failed(f"a failed booking changed {', '.join(changed)}")
-    cast.say(f"refused: {answer.body['detail']}")
-    cast.say(f"{len(before)} tables in {len(cast.databases.dsns)} databases were compared row by row.")
+    cast.say("The pet is promised elsewhere for one of the nights; the listing has room, so its nights are held first.")
+    cast.say(f"Then the pet service refuses: {answer.body['detail']}")
+    for xid in await _rolled_back_bookings(cast) - known:
+        branches = {
+            branch["resource"] for branch in (await cast.ask_coordinator(f"/v1/transactions/{xid}"))["branches"]
+        }
+        cast.say(f"The decision on xid {xid}: rolled back. It had branches in {', '.join(sorted(branches))}.")
+    cast.say(
+        f"Before and after: {len(before)} tables in {len(cast.databases.dsns)} databases, compared by a digest of all"
+        " their rows; none differs."
+    )
     await owner.must("POST", f"/api/orders/{kept['order_id']}/cancel", {"reason": "示例结束"}, keyed=True)
     figures = {"tables_compared": len(before), "tables_changed": 0, "code": "pet-already-booked", "settled_s": waited_s}
     return figures, "Every table is as it was before; nothing of the failed booking is left."
+
+
+async def _rolled_back_bookings(cast: Cast) -> set[str]:
+    """The newest ones: one whose coordinator died may be known to nobody, which is as good."""
+    found = await cast.ask_coordinator("/v1/transactions?name=book&decision=rolled_back&limit=100")
+    return {item["xid"] for item in found["items"]}
 
 
 async def race_for_places(cast: Cast) -> tuple[Figures, str]:
@@ -50,13 +66,16 @@ async def race_for_places(cast: Cast) -> tuple[Figures, str]:
     started = time.monotonic()
     racers = await cast.many_approved("racer", RACERS)
     pets = await asyncio.gather(*(cast.pet(person, "小跑") for person in racers))
-    cast.say(f"{RACERS} people with a dog each stand ready.")
+    cast.say(f"{RACERS} people with a dog each stand ready, all with a quote for the same nights of one listing.")
     first = tonight() + timedelta(days=10)
     figures: Figures = {"racers": RACERS, "places": PLACES, "accounts_s": round(time.monotonic() - started, 1)}
     figures["with_redlock"] = await _race(cast, listing, racers, pets, first)
+    _say_race(cast, "With Redlock", figures["with_redlock"])
+    cast.say("The services are started again with Redlock off: what guards the places now is the database alone.")
     await cast.system.restart_with({"PAWSTAY_REDLOCK": "off"})
     try:
         figures["without_redlock"] = await _race(cast, listing, racers, pets, first + timedelta(days=7))
+        _say_race(cast, "Without", figures["without_redlock"])
     finally:
         await cast.system.restart_with({})
     return figures, f"{RACERS} at once for {PLACES} places: exactly {PLACES} booked, with Redlock and without."
@@ -83,8 +102,15 @@ async def _race(cast: Cast, listing: str, racers: list[Person], pets: list[str],
     taken = {row["held"] + row["booked"] for row in rows}
     if codes["201"] != PLACES or taken != {PLACES} or len(rows) != 2:
         raise Failed(f"{codes['201']} bookings succeeded, nights have {sorted(taken)} taken; answers: {dict(codes)}")
-    cast.say(f"answers: {dict(codes)}; each night has {PLACES} of {PLACES} taken.")
     return {**codes, "race_s": round(raced_s, 1)}
+
+
+def _say_race(cast: Cast, how: str, figures: Figures) -> None:
+    refused = ", ".join(f"{n} got {code}" for code, n in figures.items() if code not in ("201", "race_s"))
+    cast.say(
+        f"{how}: {figures['201']} of {RACERS} booked, {refused}, in {figures['race_s']} s; the database has {PLACES} of"
+        f" {PLACES} places taken in each night."
+    )
 
 
 async def _book_with_patience(person: Person, quote: str) -> Answer:
@@ -118,7 +144,11 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    cast.say(f"coordinator {pid} killed with undecided rows in {', '.join(sorted(open_rows))}.")
+    rows = sum(open_rows.values())
+    cast.say(
+        f"The coordinator (process {pid}) was killed when {rows} rows in {', '.join(sorted(open_rows))} were written"
+        " and locked, and nothing was decided."
+    )
     answer = await booking
     settled_s = await cast.quiet()
     orders = 0
@@ -138,6 +168,9 @@ async def coordinator_killed(cast: Cast) -> tuple[Figures, str]:
     if answer.status != 201 or orders != 1 or len(held) != 2:
         raise Failed(f"answer {answer.status} {answer.body}, {orders} orders, {len(held)} nights held")
     await owner.must("POST", f"/api/orders/{answer.body['order_id']}/cancel", {"reason": "示例结束"}, keyed=True)
-    cast.say(f"the new coordinator took over; {answer.body['order_id']} stands once, settled after {settled_s} s.")
+    cast.say(
+        f"It was started again and decided; the order {answer.body['order_id']} is there once, and {settled_s} s after"
+        " the answer no row was locked."
+    )
     figures = {"undecided_rows_at_kill": open_rows, "settled_s": settled_s, "orders": orders}
     return figures, "One booking, one order, its nights held once; nothing stuck."

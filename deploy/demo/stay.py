@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from deploy.demo.world import Failed, eventually
 Figures = dict[str, Any]
 WALLET_CENTS = 200_000
 NIGHTS = 3
+STATUS_WORDS = {4: "cancelled (4)", 8: "refunding (8)", 9: "refunded (9)"}
 
 
 async def accounts_and_listing(cast: Cast) -> tuple[Figures, str]:
@@ -37,7 +39,12 @@ async def accounts_and_listing(cast: Cast) -> tuple[Figures, str]:
     cast.things["listing"] = await cast.listing(provider, title, {"dog-M": 3})
     cast.things["pet"] = await cast.pet(owner, "豆豆")
     audit = await cast.admin.must("GET", "/api/admin/audit-log?limit=5")
-    cast.say(f"{owner.name} lives on {owner_shard}, {provider.name} on {provider_shard}; the listing has 3 places.")
+    cast.say("A visitor who is not logged in was refused (401).")
+    cast.say(f"{owner.name}, who has a dog, and {provider.name}, who boards dogs, registered and were approved.")
+    cast.say(
+        f"Their rows lie on two PostgreSQL servers: the owner's on {owner_shard}, the provider's on {provider_shard}."
+    )
+    cast.say(f"The listing 「{title}」, with 3 places for middle-sized dogs, passed moderation.")
     figures = {"owner_shard": owner_shard, "provider_shard": provider_shard, "audit_entries_seen": len(audit["items"])}
     return figures, "An owner and a provider were approved, a listing passed moderation, the audit log has it."
 
@@ -61,8 +68,12 @@ async def search_and_quote(cast: Cast) -> tuple[Figures, str]:
     if lines != quote["total_cents"] or quote["total_cents"] < PRICE_CENTS * NIGHTS:
         raise Failed(f"the lines sum to {lines}, the total says {quote['total_cents']}")
     cast.things["quote"] = quote
+    price = _money(PRICE_CENTS)
+    cast.say(f"Asked for its title, {NIGHTS} nights, a middle-sized dog and {price} a night, the search found just it;")
+    cast.say("asked for a cent less, it found nothing.")
     cast.say(
-        f"{NIGHTS} nights cost {quote['total_cents'] / 100:.2f} {quote['currency']}, good until {quote['expires_at']}."
+        f"The signed quote: {NIGHTS} nights, {_money(quote['total_cents'])} {quote['currency']} in"
+        f" {len(quote['lines'])} line(s), good until {quote['expires_at'][11:16]} UTC."
     )
     return {"found": 1, "total_cents": quote["total_cents"], "lines": len(quote["lines"])}, "Found, and quoted."
 
@@ -70,9 +81,12 @@ async def search_and_quote(cast: Cast) -> tuple[Figures, str]:
 async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     """Book, pay, confirm, check in, care, check out, settle, review; and what people were told."""
     owner, provider = cast.owner, cast.provider
-    total = cast.things["quote"]["total_cents"]
+    quote = cast.things.get("quote")
+    if quote is None:  # the scene is told without the search before it
+        quote = await cast.quote(owner, cast.things["listing"], [cast.things["pet"]], tonight(), NIGHTS)
+    total = quote["total_cents"]
     await cast.top_up(owner, WALLET_CENTS)
-    booked, locks = await cast.book_watched(owner, cast.things["quote"]["quote"])
+    booked, locks = await cast.book_watched(owner, quote["quote"])
     order_id, xid = booked["order_id"], booked["xid"]
     held = [lock for lock in locks if lock.xid == xid]
     cast.things["order"] = order_id
@@ -80,9 +94,12 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     branches = sorted({branch["resource"] for branch in seen["branches"]})
     if seen["decision"] not in (1, "COMMITTED") or not {"capacity", "pet"} <= set(branches) or len(branches) < 4:
         raise Failed(f"transaction {xid} is {seen['decision']} with branches {branches}")
-    tables = sorted({f"{lock.database}.{lock.table}" for lock in held})
-    cast.say(f"xid {xid}: {len(held)} rows locked before the decision, in {', '.join(tables)}")
-    cast.say(f"decision: committed, for the branches in {', '.join(branches)}")
+    cast.say(f"The booking is the global transaction with xid {xid}.")
+    cast.say("The coordinator was held still before its decision. Written and locked by then, branch by branch:")
+    for branch in branches:
+        tables = Counter(lock.table.removeprefix("public.") for lock in held if lock.database == branch)
+        cast.say(f"  {branch}: {', '.join(f'{count} in {table}' for table, count in sorted(tables.items()))}")
+    cast.say(f"The decision, one write for all {len(branches)} branches: committed.")
     await owner.must("POST", f"/api/orders/{order_id}/pay", {}, keyed=True)
     if await cast.balance(owner) != WALLET_CENTS - total:
         raise Failed("the wallet does not show the payment")
@@ -100,6 +117,8 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
     shown = await owner.must("GET", f"/api/reviews?service_id={cast.things['listing']}")
     if len(shown["items"]) != 1:
         raise Failed(f"{len(shown['items'])} reviews are shown instead of 1")
+    cast.say(f"{_money(total)} was paid, the stay confirmed, checked in, given a care log, checked out;")
+    cast.say(f"{_money(earned)} came to the provider, the rest is commission; both wrote a review, which is shown.")
     kinds = await _notifications(cast)
     cast.say(f"{owner.name} was told: {', '.join(kinds)}")
     await cast.quiet()
@@ -112,6 +131,10 @@ async def whole_stay(cast: Cast) -> tuple[Figures, str]:
         "told": kinds,
     }
     return figures, f"Booked over {len(branches)} databases in one transaction, stayed, settled, reviewed."
+
+
+def _money(cents: int) -> str:
+    return f"{cents / 100:.2f}"
 
 
 async def _notifications(cast: Cast) -> list[str]:
@@ -131,6 +154,8 @@ async def cancelled_stay(cast: Cast) -> tuple[Figures, str]:
     """A paid stay is cancelled early: money back, nights and pet free."""
     owner, listing, pet = cast.owner, cast.things["listing"], cast.things["pet"]
     first = tonight() + timedelta(days=30)
+    if await cast.balance(owner) == 0:  # the scene is told without the stay before it
+        await cast.top_up(owner, WALLET_CENTS)
     before = await cast.balance(owner)
     nights_before = await _nights(cast)
     quote = await cast.quote(owner, listing, [pet], first, 2)
@@ -152,7 +177,11 @@ async def cancelled_stay(cast: Cast) -> tuple[Figures, str]:
     )
     if claims:
         raise Failed(f"the pet is still claimed for {len(claims)} nights")
-    cast.say(f"{quote['total_cents'] / 100:.2f} went out and came back; status {cancelled['status']}.")
+    cast.say(
+        f"{_money(quote['total_cents'])} was paid for 2 nights and came back with the cancellation; the order is now"
+        f" {STATUS_WORDS.get(cancelled['status'], cancelled['status'])}."
+    )
+    cast.say("The listing's nights are counted as before, and no row claims the pet.")
     again = await cast.book(owner, (await cast.quote(owner, listing, [pet], first, 2))["quote"])
     await owner.must("POST", f"/api/orders/{again['order_id']}/cancel", {"reason": "只是试试"}, keyed=True)
     figures = {"refunded_cents": quote["total_cents"], "balance_before": before, "balance_after": after}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo import SCENES
+from deploy.commands.demo import Target
+from deploy.demo import SCENES, Report, run
 from deploy.embedded.system import EmbeddedSystem
 
 
@@ -41,6 +42,15 @@ def test_the_demo_tells_its_story_and_every_scene_holds(system: EmbeddedSystem, 
     assert len(stay["branches"]) >= 4
     assert stay["locks"] >= 6, "nights, claims, order and its index row were locked before the decision"
     assert system.state() is not None
+
+
+@pytest.mark.parametrize("scene", [scene.name for scene in SCENES if scene.name not in ("accounts", "race")])
+async def test_a_scene_can_be_told_alone(system: EmbeddedSystem, scene: str) -> None:
+    """`--scene NAME` needs none of the scenes before it but the accounts, and the closing check still holds."""
+    report = Report(console=None)
+    await run(Target(system, system.gateway_url, system.admin_password), report, (scene,))
+    assert [(s.name, s.verdict, s.detail) for s in report.scenes if s.verdict != "ok"] == []
+    assert [s.name for s in report.scenes] == ["accounts", scene, "nothing-left"]
 
 
 def test_an_unknown_scene_is_refused_with_the_names_of_all(system: EmbeddedSystem, root: Path) -> None:
