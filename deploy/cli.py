@@ -43,6 +43,30 @@ Port = Annotated[int, typer.Option("--port", min=1, max=65_535, help="The gatewa
 Split = Annotated[bool, typer.Option("--split", help="One process for each service.")]
 
 
+def _services(incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.services(incomplete)
+
+
+def _programs(context: typer.Context, incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.programs(context.params.get("data"), incomplete)
+
+
+def _scenes(incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.scenes(incomplete)
+
+
+def _benchmarks(incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.benchmarks(incomplete)
+
+
 class DecisionName(StrEnum):
     """How a global transaction was decided."""
 
@@ -82,7 +106,10 @@ def status(data: Data = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def logs(
-    program: Annotated[Optional[str], typer.Argument(help="One program; all of them if none is named.")] = None,  # noqa: UP045
+    program: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="One program; all of them if none is named.", autocompletion=_programs),
+    ] = None,
     data: Data = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=100_000, help="Lines from the end.")] = 50,
@@ -94,7 +121,9 @@ def logs(
 
 
 @app.command()
-def serve(service: Annotated[str, typer.Argument(help="A service, coordinator, worker, or all.")]) -> None:
+def serve(
+    service: Annotated[str, typer.Argument(help="A service, coordinator, worker, or all.", autocompletion=_services)],
+) -> None:
     """Run one service in the foreground, with settings from PAWSTAY_ variables (what images use)."""
     from deploy.console import plain_words
 
@@ -123,7 +152,10 @@ def test(context: typer.Context) -> None:
 
 @app.command()
 def bench(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Benchmarks; all of them if none is named.")] = None,  # noqa: UP045
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Benchmarks; all of them if none is named.", autocompletion=_benchmarks),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure: run the benchmarks and compare with their goals."""
@@ -139,7 +171,10 @@ def demo(
     split: Split = False,
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave running what the demo started.")] = False,
-    scene: Annotated[Optional[list[str]], typer.Option("--scene", help="Only this scene; repeatable.")] = None,  # noqa: UP045
+    scene: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--scene", help="Only this scene; repeatable.", autocompletion=_scenes),
+    ] = None,
 ) -> None:
     """Do the main job against the running system (started if none runs) and say what was seen."""
     from deploy.commands import demo as command

@@ -56,6 +56,6 @@ def print_json(value: Any) -> None:
 def table(*columns: str) -> Table:
     """A table in the one style of all commands."""
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column)
+    for number, column in enumerate(columns):
+        made.add_column(column, no_wrap=number == 0)  # what a row is called by stays whole in a narrow window
     return made

@@ -14,7 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordinator.tc.config import CoordinatorSettings
+from coordinator.tc.config import SettingsError as CoordinatorSettingsError
 from deploy.embedded.problems import ExitCode, RuntimeProblem
+from deploy.embedded.secrets import COORDINATOR
 from services.catalog import SERVICES, spec_of
 from services.kit.logging import configure_logging
 from services.kit.settings import Settings, SettingsError
@@ -29,6 +32,8 @@ KEEP_ALIVE_S = 5
 BACKLOG = 2048
 ENVIRONMENTS_VARIABLE = "PAWSTAY_ENVIRONMENTS_FILE"
 READY_VARIABLE = "PAWSTAY_READY_FILE"
+SERVED = (*(spec.name for spec in SERVICES), COORDINATOR, "worker", "all")
+"""What can be served: a service, the coordinator, the worker, or all services in one process."""
 
 
 def serve(what: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -37,23 +42,23 @@ def serve(what: str, environ: Mapping[str, str] = os.environ) -> None:
     A service reads its settings from `environ`; ``all`` and ``worker`` read those of each service from the file that
     PAWSTAY_ENVIRONMENTS_FILE names. Raises RuntimeProblem for an unknown name or wrong settings.
     """
-    if what == "coordinator":
-        runpy.run_module("coordinator.tc", run_name="__main__", alter_sys=True)
-        return
     names = [spec.name for spec in SERVICES]
-    if what not in (*names, "all", "worker"):
+    if what not in SERVED:
         raise RuntimeProblem(
-            f"there is no service {what!r}: choose one of {', '.join(names)}, coordinator, worker or all.",
+            f"there is no service {what!r}: choose one of {', '.join(SERVED[:-1])} or {SERVED[-1]}.",
             ExitCode.USAGE,
         )
     try:
-        if what == "worker":
+        if what == COORDINATOR:
+            CoordinatorSettings.from_env(environ)  # read once more by its own entry, which has no words for people
+            runpy.run_module("coordinator.tc", run_name="__main__", alter_sys=True)
+        elif what == "worker":
             _serve_worker(_settings_of_workers(environ), environ)
         elif what == "all":
             _serve_web(_settings_of(names, environ))
         else:
             _serve_web({what: Settings.from_env({**environ, "PAWSTAY_SERVICE": what})})
-    except SettingsError as error:
+    except (SettingsError, CoordinatorSettingsError) as error:
         raise RuntimeProblem(f"the settings are wrong: {error}", ExitCode.SETTING_WRONG) from error
 
 

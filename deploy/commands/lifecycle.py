@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ def up(data: Path | None, port: int, detach: bool, split: bool) -> None:
     """Starts the system; says so when it is up already."""
     with plain_words():
         system = EmbeddedSystem(data_folder(data))
-        if _is_up_already(system):
+        with progress("Looking for what runs") as step:
+            up_already = _is_up_already(system, step)
+        if up_already:
             return
         supervisor = system.spawn(port, split, detached=detach)
         try:
@@ -39,7 +42,7 @@ def up(data: Path | None, port: int, detach: bool, split: bool) -> None:
             err.print("PawStay is down.")
 
 
-def _is_up_already(system: EmbeddedSystem) -> bool:
+def _is_up_already(system: EmbeddedSystem, step: Callable[[str], None]) -> bool:
     """Says it and returns True when it is; waits for one that is just starting or stopping."""
     deadline = time.monotonic() + START_WAIT_S
     while (state := system.state()) is not None and time.monotonic() < deadline:
@@ -48,6 +51,7 @@ def _is_up_already(system: EmbeddedSystem) -> bool:
                 f"PawStay is already up at {state.gateway_url} (data in {escape(str(system.folder))}).", soft_wrap=True
             )
             return True
+        step(f"PawStay is {state.phase} in {system.folder} already: waiting for it")
         time.sleep(POLL_S)
     return False
 

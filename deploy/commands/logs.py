@@ -20,7 +20,7 @@ def show(data: Path | None, program: str | None, follow: bool, lines: int) -> No
     """Prints the ends of the logs, and what comes with `follow`."""
     with plain_words():
         folder = EmbeddedSystem(data_folder(data)).layout.logs
-        files = _files(folder)
+        files = log_files(folder)
         names = sorted({name for name, _ in files})
         if program is not None:
             files = [(name, path) for name, path in files if name == program]
@@ -37,7 +37,7 @@ def show(data: Path | None, program: str | None, follow: bool, lines: int) -> No
                 offsets[path] = _print_from(path, name if prefixed else "", offsets[path])
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
+def log_files(folder: Path) -> list[tuple[str, Path]]:
     """The logs with the programs that they belong to: a program may have a folder of its own beside its file."""
     own = [(path.stem, path) for path in sorted(folder.glob("*.log"))]
     inner = [(path.parent.name, path) for path in sorted(folder.glob("*/*.log"))]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.commands.bench import reached
+from deploy.console import table
 from deploy.embedded.problems import ExitCode
 from tests.support.commands import pawstay
 
@@ -72,6 +73,53 @@ def test_serve_names_the_variable_that_is_missing(tmp_path: Path) -> None:
     assert "PAWSTAY_PORT" in said.text
     assert "PAWSTAY_KEY_FILE" in said.text
     assert "Traceback" not in said.text
+
+
+@pytest.mark.parametrize("service", ["coordinator", "all", "worker", "order"])
+def test_whatever_is_served_without_its_settings_names_one_and_ends_alike(tmp_path: Path, service: str) -> None:
+    """One sentence and one exit code for a service, the coordinator, the worker and all at once."""
+    said = pawstay("serve", service, folder=tmp_path)
+    assert said.code == ExitCode.SETTING_WRONG
+    assert "The settings are wrong: PAWSTAY_" in said.text
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("st", ["status"]),
+        ("shards ", ["status"]),
+        ("serve o", ["order"]),
+        ("demo --scene c", ["coordinator-killed", "cancelled-stay"]),
+        ("bench first", ["first-booking"]),
+        ("logs --data data ", ["gateway", "main"]),
+        ("logs --data nowhere ", []),
+    ],
+)
+def test_a_shell_completes_commands_and_their_values(tmp_path: Path, words: str, completed: list[str]) -> None:
+    """As bash asks, by the name of the launcher; what cannot be known completes nothing and is no error."""
+    for name in ("main", "gateway"):
+        (tmp_path / "data" / "logs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "logs" / f"{name}.log").write_text("")
+    environ = {
+        "_PAWSTAY_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"./pawstay {words}",
+        "COMP_CWORD": str(len(words.split(" "))),
+    }
+    said = pawstay(folder=tmp_path, environ=environ)
+    assert (said.code, said.out.split(), said.err) == (0, completed, "")
+
+
+def test_the_key_of_a_row_stays_whole_in_a_narrow_window() -> None:
+    """An xid that is cut off could not be asked for."""
+    from rich.console import Console
+
+    xid = "01a21248-280c-7e81-acff-2ba8d04d1984"
+    shown = table("xid", "name", "caller", "decision", "settlement", "begun")
+    shown.add_row(xid, "book", "order", "ROLLED_BACK (timeout)", "SETTLED", "11-25 10:37:28")
+    console = Console(width=70)
+    with console.capture() as captured:
+        console.print(shown)
+    assert xid in captured.get()
 
 
 def test_a_named_server_that_is_no_program_is_refused(tmp_path: Path) -> None:
