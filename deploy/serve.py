@@ -14,8 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordinator.tc.config import CoordinatorSettings
-from coordinator.tc.config import SettingsError as CoordinatorSettingsError
 from deploy.embedded.problems import ExitCode, RuntimeProblem
 from deploy.embedded.secrets import COORDINATOR
 from services.catalog import SERVICES, spec_of
@@ -50,16 +48,26 @@ def serve(what: str, environ: Mapping[str, str] = os.environ) -> None:
         )
     try:
         if what == COORDINATOR:
-            CoordinatorSettings.from_env(environ)  # read once more by its own entry, which has no words for people
-            runpy.run_module("coordinator.tc", run_name="__main__", alter_sys=True)
+            _serve_coordinator(environ)
         elif what == "worker":
             _serve_worker(_settings_of_workers(environ), environ)
         elif what == "all":
             _serve_web(_settings_of(names, environ))
         else:
             _serve_web({what: Settings.from_env({**environ, "PAWSTAY_SERVICE": what})})
-    except (SettingsError, CoordinatorSettingsError) as error:
+    except SettingsError as error:
         raise RuntimeProblem(f"the settings are wrong: {error}", ExitCode.SETTING_WRONG) from error
+
+
+def _serve_coordinator(environ: Mapping[str, str]) -> None:
+    from coordinator.tc.config import CoordinatorSettings
+    from coordinator.tc.config import SettingsError as CoordinatorSettingsError
+
+    try:
+        CoordinatorSettings.from_env(environ)  # its own entry reads them once more, and ends with a code of its own
+    except CoordinatorSettingsError as error:
+        raise SettingsError(str(error)) from error
+    runpy.run_module("coordinator.tc", run_name="__main__", alter_sys=True)
 
 
 def _settings_of(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, Settings]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
 from deploy.cli import app
+from deploy.embedded.problems import ExitCode
 from services.kit.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,3 +53,33 @@ def test_every_setting_of_a_service_is_in_the_reference() -> None:
     """What a service reads from its environment stands in the settings page."""
     page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     assert [name for name in Settings.model_fields if f"`PAWSTAY_{name.upper()}`" not in page] == []
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command that a person may give, with its flags."""
+
+    def below(group: Any, path: tuple[str, ...]) -> Iterator[tuple[str, set[str]]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from below(command, (*path, name))
+            elif not command.hidden:
+                flags = {
+                    flag for option in command.params if option.param_type_name == "option" for flag in option.opts
+                }
+                yield " ".join((*path, name)), flags
+
+    return dict(below(get_command(app), ()))
+
+
+def test_the_command_line_page_names_every_command_and_flag_and_no_other() -> None:
+    """Sections are the commands, the first column of their tables is the flags, the codes are those that are used."""
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    described = {}
+    for section in page.split("\n## ")[1:]:
+        heading, _, text = section.partition("\n")
+        if heading.startswith("`pawstay "):
+            cells = re.findall(r"^\| (`-[^|]+) \|", text, re.MULTILINE)
+            described[heading.strip("`").removeprefix("pawstay ")] = set(re.findall(r"`(-[^`]+)`", " ".join(cells)))
+    assert described == commands()
+    codes = re.findall(r"^\| (\d+) \|", page.split("## Exit codes")[1].split("\n## ")[0], re.MULTILINE)
+    assert [int(code) for code in codes] == [int(code) for code in ExitCode]
