@@ -2,7 +2,8 @@
 
 Runs as a process of its own between the start of the servers and the start of the services: roles and databases, then
 every service's migration. Alembic keeps its context in module globals, so migrations run side by side in processes,
-never in threads; the processes are forked after the imports, which are most of the cost.
+never in threads; the processes are forked after the imports, which are most of the cost, but on macOS, whose libraries
+do not bear it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import msgspec
 from deploy.embedded.layout import write_private
 
 PROCESSES_MAX = 3
+START_METHOD = "fork" if sys.platform.startswith("linux") else "spawn"
 CONNECT_TIMEOUT_S = 10
 PLAN_VARIABLE = "PAWSTAY_PROVISION_FILE"
 FAILED_EXIT = 1
@@ -73,7 +75,7 @@ def provision(plan: ProvisionPlan) -> None:
 
     asyncio.run(migrations.prepare_shard_map(plan.shard_map_dsn, plan.shards, plan.shard_map_reader))
     owned = [database for database in plan.databases if database.service is not None]
-    with ProcessPoolExecutor(PROCESSES_MAX, mp_context=multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(PROCESSES_MAX, mp_context=multiprocessing.get_context(START_METHOD)) as pool:
         list(pool.map(migrations.migrate_database, owned, [plan.shard_map_dsn] * len(owned)))
 
 

@@ -108,6 +108,18 @@ def end_leftovers(layout: Layout) -> list[str]:
     return ended
 
 
+def rotate_logs(folder: Path, max_bytes: int = LOG_MAX_BYTES) -> None:
+    """Keeps each log below a bound: the programs append, so a copy is taken and the file is emptied.
+
+    What cannot be done now, on a full disk, is left for the next time; it never ends the one who asks.
+    """
+    for path in folder.rglob("*.log"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > max_bytes:
+                shutil.copyfile(path, path.with_suffix(".log.1"))
+                os.truncate(path, 0)
+
+
 class _Supervisor:
     """The life of one system, inside one event loop."""
 
@@ -239,12 +251,8 @@ class _Supervisor:
             self._changed()
 
     async def _rotate_logs(self) -> None:
-        """Keeps each log below a bound: the programs append, so a copy can be taken and the file be emptied."""
         while True:
-            for path in self._layout.logs.rglob("*.log"):
-                if path.stat().st_size > LOG_MAX_BYTES:
-                    await asyncio.to_thread(shutil.copyfile, path, path.with_suffix(".log.1"))
-                    os.truncate(path, 0)
+            await asyncio.to_thread(rotate_logs, self._layout.logs)
             await asyncio.sleep(LOG_CHECK_INTERVAL_S)
 
     async def _write_docs(self, topology: Topology) -> None:
