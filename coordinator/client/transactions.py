@@ -247,8 +247,12 @@ class GlobalTransaction:
                     scope.mark_rollback_only(f"a block that had joined it ended with {type(error).__name__}: {error}")
             elif error is None:
                 await decider.commit(own)
+                if own.touched:
+                    _log.info("transaction.committed", name=own.name)
             else:
                 await decider.rollback(own)
+                if own.touched:
+                    _log.info("transaction.rolled_back", name=own.name, error=type(error).__name__)
         finally:
             binding.__exit__(None, None, None)
             if own is not None:

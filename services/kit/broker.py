@@ -12,6 +12,8 @@ from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Middleware, Retrie
 from coordinator.client.contrib.dramatiq import TransactionMiddleware
 from services.kit.requests import trace_id_of
 
+log = structlog.get_logger("message")
+
 HEARTBEAT_TIMEOUT_MS = 10_000
 """After this long without a sign, a dead worker's messages are given to another."""
 MAINTENANCE_CHANCE = 20_000
@@ -37,20 +39,21 @@ class ContextMiddleware(Middleware):
     def after_process_message(
         self, broker: dramatiq.Broker, message: dramatiq.MessageProxy, *, result: Any = None, exception: Any = None
     ) -> None:
-        """Forgets what was bound."""
+        """Says how it ended, and forgets what was bound."""
+        log.info("message", outcome="processed" if exception is None else type(exception).__name__)
         structlog.contextvars.clear_contextvars()
 
 
 def make_broker(redis_url: str, *, processing: bool) -> RedisBroker:
     """A broker; `processing` adds what only a worker needs."""
     middleware: list[Middleware] = [
+        ContextMiddleware(),  # first in, last out: what the others say of a message carries its trace
         AgeLimit(),
         TimeLimit(time_limit=TIME_LIMIT_MS),
         ShutdownNotifications(),
         Callbacks(),
         Retries(max_retries=MAX_RETRIES, min_backoff=MIN_BACKOFF_MS, max_backoff=MAX_BACKOFF_MS),
         TransactionMiddleware(),
-        ContextMiddleware(),
     ]
     if processing:
         middleware.append(AsyncIO())

@@ -10,7 +10,10 @@ import structlog
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from coordinator.protocol.ids import HEADER_XID
+
 TRACE_ID = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
+XID_HEADER = HEADER_XID.lower().encode()
 QUIET_PATHS = ("/health", "/ready")
 
 log = structlog.get_logger("request")
@@ -50,6 +53,8 @@ class RequestMiddleware(ASGIMiddleware):
         bound = {"service": self._service, "trace_id": trace_id}
         if b"x-request-id" in headers:
             bound["request_id"] = headers[b"x-request-id"][:64]
+        if XID_HEADER in headers:  # a branch call; the gateway lets no such header in from outside
+            bound["xid"] = headers[XID_HEADER][:36]
         with structlog.contextvars.bound_contextvars(**bound):
             try:
                 await next_app(scope, receive, send_and_note)
