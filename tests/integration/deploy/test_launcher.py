@@ -172,13 +172,35 @@ def test_with_an_old_python_it_says_what_to_install(checkout: Path, machine: dic
 def test_without_the_venv_module_it_says_what_to_install(
     checkout: Path, machine: dict[str, str], tmp_path: Path
 ) -> None:
-    """Debian's python3 comes without it."""
+    """A Python that can make no environment is named, with the way out."""
     (tmp_path / "bin" / "uv").unlink()
-    python = f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\nexec "{Path(sys.executable).resolve()}" "$@"\n'
+    python = f'#!/bin/sh\ncase "$*" in *venv*) exit 1 ;; esac\nexec "{Path(sys.executable).resolve()}" "$@"\n'
     (tmp_path / "bin" / "python3").write_text(python)
     done = launch(checkout / "pawstay", "up", environ=machine, cwd=tmp_path)
     assert done.returncode == 7
     assert "apt install python3-venv" in done.stderr
+
+
+def test_where_pip_cannot_be_had_it_says_what_to_install(
+    checkout: Path, machine: dict[str, str], tmp_path: Path
+) -> None:
+    """Debian's python3 comes without pip and ensurepip; the environment that is there is left as it is."""
+    without_pip(checkout, tmp_path)
+    done = launch(checkout / "pawstay", "up", environ=machine, cwd=tmp_path)
+    assert done.returncode == 7
+    assert "comes without pip" in done.stderr
+    assert "apt install python3-venv" in done.stderr
+    assert not (checkout / ".venv" / ".pawstay-stamp").exists()
+
+
+def without_pip(checkout: Path, tmp_path: Path) -> None:
+    """Makes the machine one without uv, and the environment one whose Python can bring no pip of its own."""
+    (tmp_path / "bin" / "uv").unlink()
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(checkout / ".venv")], check=True, timeout=TIMEOUT_S
+    )
+    site = next((checkout / ".venv" / "lib").glob("python*/site-packages"))
+    (site / "none.pth").write_text("import sys; sys.modules['ensurepip'] = None\n")
 
 
 def test_without_uv_pip_installs(checkout: Path, machine: dict[str, str], tmp_path: Path) -> None:
