@@ -56,7 +56,7 @@ def run(data: Path | None, port: int, split: bool, as_json: bool, keep: bool, sc
         started = system.state() is None
         if started:
             with progress("Starting PawStay") as step:
-                state = system.up(port, split=split, step=step)
+                state = system.up(port, split=split, detached=keep, step=step)
             err.print(f"PawStay is up at {state.gateway_url} after {state.up_after_s:.1f} s.", soft_wrap=True)
         target = Target(system, system.gateway_url, system.admin_password)
         try:

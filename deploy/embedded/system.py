@@ -122,10 +122,14 @@ class EmbeddedSystem:
         port: int = DEFAULT_GATEWAY_PORT,
         *,
         split: bool = False,
+        detached: bool = True,
         step: Callable[[str], None] = lambda _: None,
     ) -> SystemState:
-        """Starts the system in the background and returns when it works. Raises RuntimeProblem."""
-        return self.wait_up(self.spawn(port, split, detached=True), step)
+        """Starts the system in the background and returns when it works. Raises RuntimeProblem.
+
+        Unless it is `detached`, it ends with this process, however that ends (Linux).
+        """
+        return self.wait_up(self.spawn(port, split, detached=detached), step)
 
     def down(self) -> bool:
         """Stops everything, also what a killed supervisor left behind. False when nothing was running."""

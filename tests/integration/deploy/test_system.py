@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +17,9 @@ import asyncpg
 import pytest
 
 from deploy.embedded.programs import ProcessRecord
-from deploy.embedded.state import SystemState
+from deploy.embedded.state import Phase, SystemState
 from deploy.embedded.system import EmbeddedSystem
+from deploy.embedded.topology import CHECKOUT
 from services.catalog import SERVICES
 from tests.support.commands import pawstay, processes_below
 from tests.support.servers import free_port
@@ -24,6 +27,7 @@ from tests.support.servers import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 GONE_TIMEOUT_S = 30
+UP_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,31 @@ def test_a_killed_supervisor_takes_its_programs_along_and_down_leaves_nothing(
     assert (again.code, "Nothing runs" in again.text) == (0, True)
     shown = pawstay("status", "--data", str(system.folder), folder=tmp_path)
     assert (shown.code, "Nothing runs" in shown.text) == (3, True)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel must tell of a parent's death")
+def test_a_demo_that_is_killed_takes_along_what_it_started(tmp_path: Path) -> None:
+    """After kill -9 of the demo nothing goes on running that nobody asked for."""
+    started = EmbeddedSystem(tmp_path / "demo")
+    command = [sys.executable, "-P", "-m", "deploy.cli", "demo", "--data", str(started.folder)]
+    demo = subprocess.Popen(
+        [*command, "--port", str(free_port())], cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + UP_TIMEOUT_S
+        while (state := started.state()) is None or state.phase is not Phase.UP:
+            assert time.monotonic() < deadline, "the demo's system did not come up"
+            assert demo.poll() is None
+            time.sleep(0.05)
+        demo.kill()
+        demo.wait()
+        for record in (state.supervisor(), *records(state)):
+            wait_gone(record)
+    finally:
+        demo.kill()
+        demo.wait()
+        started.down()
+    assert processes_below(started.folder) == []
 
 
 def test_with_split_each_service_has_a_process_and_down_stops_them_all(tmp_path: Path) -> None:
