@@ -15,6 +15,9 @@ import typer
 
 from deploy.embedded.ports import DEFAULT_GATEWAY_PORT
 
+TRANSACTIONS_MAX = 200
+"""As many as the coordinator puts on one page."""
+
 EPILOG = (
     "Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 not running, 4 port taken, 5 folder unusable,"
     " 6 folder of another version or program, 7 a program did not start, 8 busy, 9 wrong setting."
@@ -196,12 +199,12 @@ def transactions_list(
     as_json: AsJson = False,
     decision: Annotated[Optional[DecisionName], typer.Option(help="Only those decided so.")] = None,  # noqa: UP045
     name: Annotated[Optional[str], typer.Option(help="Only those of this name, such as book.")] = None,  # noqa: UP045
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=TRANSACTIONS_MAX, help="At most so many.")] = 20,
 ) -> None:
     """List global transactions, the newest first."""
     from deploy.commands import transactions as command
 
-    command.show_list(data, as_json, decision.value if decision else None, name, limit)
+    command.show_list(data, as_json, decision.value if decision else None, name, limit, TRANSACTIONS_MAX)
 
 
 @transactions_app.command("show")

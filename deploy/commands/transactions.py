@@ -15,7 +15,9 @@ from deploy.console import out, plain_words, print_json, table
 from deploy.embedded.system import EmbeddedSystem, data_folder
 
 
-def show_list(data: Path | None, as_json: bool, decision: str | None, name: str | None, limit: int) -> None:
+def show_list(
+    data: Path | None, as_json: bool, decision: str | None, name: str | None, limit: int, limit_max: int
+) -> None:
     """Prints the newest transactions."""
     with plain_words():
         wanted = {"decision": decision, "name": name, "limit": limit}
@@ -35,7 +37,10 @@ def show_list(data: Path | None, as_json: bool, decision: str | None, name: str 
             shown.add_row(*(escape(_text(cell)) for cell in row))
         out.print(shown)
         if page.get("next_cursor"):
-            out.print(f"There are more; --limit {limit * 10} shows further back.")
+            further = min(limit * 10, limit_max)
+            out.print(
+                f"There are more; --limit {further} shows further back." if further > limit else "There are more."
+            )
 
 
 def show_one(data: Path | None, xid: str, as_json: bool) -> None:

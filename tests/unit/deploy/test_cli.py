@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.tc.config import Limits
+from deploy.cli import TRANSACTIONS_MAX
 from deploy.commands.bench import reached
 from deploy.console import table
 from deploy.embedded.problems import ExitCode
@@ -120,6 +122,11 @@ def test_the_key_of_a_row_stays_whole_in_a_narrow_window() -> None:
     with console.capture() as captured:
         console.print(shown)
     assert xid in captured.get()
+
+
+def test_no_more_transactions_can_be_asked_for_than_the_coordinator_gives() -> None:
+    """The flag's bound is the coordinator's own, so no --limit ends in its refusal."""
+    assert Limits().page_max == TRANSACTIONS_MAX
 
 
 def test_a_named_server_that_is_no_program_is_refused(tmp_path: Path) -> None:
