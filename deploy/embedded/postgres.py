@@ -36,6 +36,9 @@ DURABLE: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
+    # A row that another transaction holds is refused, waited for and asked again: told in a line, not in a page of SQL.
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "fatal",
 }
 """The settings of a server whose data matters."""
 

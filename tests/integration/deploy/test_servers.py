@@ -21,7 +21,7 @@ import redis
 from deploy.embedded import privileges
 from deploy.embedded.binaries import find_binaries, find_postgres
 from deploy.embedded.nginx import NginxServer
-from deploy.embedded.postgres import DURABLE, THROWAWAY, PostgresServer
+from deploy.embedded.postgres import DURABLE, SUPERUSER, THROWAWAY, PostgresServer
 from deploy.embedded.privileges import NOBODY_ID, is_root
 from deploy.embedded.problems import ExitCode, RuntimeProblem
 from deploy.embedded.programs import ProcessRecord, Running, stop_process
@@ -86,6 +86,21 @@ def test_postgres_starts_serves_and_stops_with_its_folder_closed_to_others(folde
     finally:
         running.stop()
     assert not (server.folder / "postmaster.pid").exists()
+
+
+def test_postgres_tells_a_refused_statement_in_one_line(folder: Path) -> None:
+    """Rows that are locked are refused all day long: the log stays readable, and names who was refused."""
+    server = postgres_in(folder)
+    running = Running.start(server)
+    try:
+        with pytest.raises(asyncpg.exceptions.RaiseError):
+            fetch(server.dsn(), "DO $$ BEGIN RAISE EXCEPTION 'a row is held' USING DETAIL = 'by whom'; END $$")
+    finally:
+        running.stop()
+    told = server.log.read_text().split("ERROR:  a row is held")
+    assert len(told) == 2
+    assert told[0].endswith(f"{SUPERUSER}@postgres ")
+    assert "by whom" not in told[1] and "CONTEXT" not in told[1] and "STATEMENT" not in told[1]
 
 
 def test_postgres_lets_nobody_in_without_the_password(folder: Path) -> None:
