@@ -9,7 +9,8 @@ or through asyncpg::
 
     pool = await asyncpg.create_pool(dsn, connection_class=BranchConnection)
 
-Any other connection works as well and pays one statement more for each.
+Any other connection works as well and pays one statement more for each, and one before COMMIT that looks whether the
+branch is still whole.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ import asyncio
 from typing import Any
 
 import asyncpg
-from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.exceptions import InFailedSQLTransactionError, InterfaceError, PostgresError
 
 from coordinator.protocol.errors import BranchRefused
 
 ENDED_INSIDE = "the branch's local transaction was ended inside the branch; what comes later is not part of it"
+
+FAILED_INSIDE = (
+    "a statement of the branch failed and its error was passed over, so PostgreSQL rolled back all of it at COMMIT;"
+    " put a statement that may fail into a savepoint"
+)
+
+STILL_INSIDE = "SELECT coalesce(current_setting('at.branch', true), '') <> ''"
+"""Whether a local transaction is still the branch that it was entered as. Fails where a statement of it has failed."""
 
 ABANDON_TIMEOUT_S = 2.0
 """How long a failed BEGIN or COMMIT may take to roll back before its connection is dropped."""
@@ -76,7 +85,11 @@ class BranchConnection(asyncpg.Connection):
             return await self._execute_or_abandon(folded, timeout)
         if query == "ROLLBACK;":
             self._at_rolled_back = True
-        return str(await super().execute(query, timeout=timeout))
+        status = str(await super().execute(query, timeout=timeout))
+        if query == "COMMIT;" and status == "ROLLBACK":
+            # The server's quiet answer to the COMMIT of a transaction that has failed: not the end of a branch.
+            raise InFailedSQLTransactionError(FAILED_INSIDE)
+        return status
 
     async def _execute_or_abandon(self, folded: str, timeout: float | None) -> str:
         try:

@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg.exceptions import InterfaceError, PostgresError
 from asyncpg.pool import PoolConnectionProxy
 
-from coordinator.client.connections import ENDED_INSIDE
+from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.protocol.errors import BranchRefused
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class LocalTransaction(Protocol):
     async def prepare(self, keep: str | None) -> None:
         """Sends what is not sent yet; `keep` is the statement that keeps an answer, folded into COMMIT where possible.
 
-        Raises BranchRefused when the transaction was ended inside the branch.
+        Raises BranchRefused when the transaction was ended inside the branch, and PostgreSQL's error 25P02 when it has
+        failed there; where BEGIN was folded, COMMIT raises that.
         """
         ...
 
@@ -103,6 +104,7 @@ class AsyncpgTransaction:
         self._folds = folds(connection)
         self._transaction: Any = None
         self._entered = False
+        self._left = False
 
     @property
     def target(self) -> Any:
@@ -129,6 +131,10 @@ class AsyncpgTransaction:
         """Folds `keep` into COMMIT or runs it at once."""
         if not self._connection.is_in_transaction():
             raise BranchRefused(ENDED_INSIDE)
+        if self._entered and not self._folds:
+            self._left = not await self._connection.fetchval(STILL_INSIDE)
+            if self._left:
+                raise BranchRefused(ENDED_INSIDE)
         if keep is None:
             return
         if self._folds:
@@ -152,7 +158,7 @@ class AsyncpgTransaction:
         if not self._connection.is_in_transaction():
             return not self._entered
         await sheltered(self._undo())
-        return True
+        return not self._left
 
     async def _undo(self) -> None:
         try:

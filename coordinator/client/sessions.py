@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+from sqlalchemy import CursorResult
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from coordinator.client.connections import ENDED_INSIDE
+from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.client.local import WRITTEN_BEFORE, folds, sheltered
 from coordinator.protocol.errors import BranchRefused
 
@@ -46,6 +47,7 @@ class SessionTransaction:
         self._driver: Any = None
         self._folds = False
         self._entered = False
+        self._left = False
 
     @property
     def target(self) -> AsyncSession:
@@ -80,6 +82,10 @@ class SessionTransaction:
         driver: Any = self._driver
         if driver is not None and self._entered and not driver.is_in_transaction():
             raise BranchRefused(ENDED_INSIDE)
+        if self._entered:
+            self._left = not (await self._run(STILL_INSIDE)).scalar()
+            if self._left:
+                raise BranchRefused(ENDED_INSIDE)
         if keep is None:
             return
         if self._folds and driver.is_in_transaction():
@@ -101,10 +107,10 @@ class SessionTransaction:
             self._entered = driver.unfold()
         ended = driver is not None and not driver.is_closed() and not driver.is_in_transaction()
         await sheltered(self._undo())
-        return not (self._entered and ended)
+        return not (self._left or (self._entered and ended))
 
-    async def _run(self, statement: str) -> None:
-        await (await self._session.connection()).exec_driver_sql(statement)
+    async def _run(self, statement: str) -> CursorResult[Any]:
+        return await (await self._session.connection()).exec_driver_sql(statement)
 
     async def _undo(self) -> None:
         try:

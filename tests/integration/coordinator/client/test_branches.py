@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from coordinator.client import (
@@ -146,6 +147,55 @@ async def test_work_cannot_slip_out_of_its_branch_by_committing_inside(bank: Ban
     await bank.quiet()
 
 
+@pytest.mark.parametrize("folding", [True, False])
+async def test_a_failed_statement_that_was_passed_over_is_no_end_of_a_branch(bank: Bank, folding: bool) -> None:
+    """PostgreSQL answers such a COMMIT with a quiet rollback: the work hears of it, and nothing is named or written."""
+    arguments = branch_connect_args() if folding else {}
+    url = bank.east_dsn.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(url, connect_args=arguments)
+    connection = await asyncpg.connect(bank.west_dsn, **arguments)
+    async with bank.coordinator.global_transaction("passed over") as tx:
+        with pytest.raises(DBAPIError) as caught:
+            async with bank.coordinator.branch(engine, resource=bank.east) as branch:
+                await branch.target.execute(text(UPDATE))
+                with contextlib.suppress(IntegrityError):
+                    await branch.target.execute(text("INSERT INTO account VALUES (1, 1)"))
+        assert getattr(caught.value.orig, "sqlstate", None) == "25P02"
+        with pytest.raises(asyncpg.InFailedSQLTransactionError):
+            async with bank.coordinator.branch(connection, resource=bank.west):
+                await connection.execute(UPDATE)
+                with contextlib.suppress(asyncpg.UniqueViolationError):
+                    await connection.execute("INSERT INTO account VALUES (1, 1)")
+        assert tx.branches == ()
+        assert tx.rollback_only is None
+    await engine.dispose()
+    await connection.close()
+    assert [await bank.balance(dsn) for dsn in (bank.east_dsn, bank.west_dsn)] == [100, 100]
+
+
+async def test_work_on_any_connection_cannot_slip_out_of_its_branch(bank: Bank) -> None:
+    """Where nothing is folded into BEGIN, the end of the work looks whether it still is in the branch."""
+    engine = create_async_engine(bank.east_dsn.replace("postgresql://", "postgresql+asyncpg://"))
+    connection = await asyncpg.connect(bank.west_dsn)
+    for target, resource in ((engine, bank.east), (connection, bank.west)):
+        with pytest.raises(TransactionRolledBack, match="ended by its own work"):
+            async with bank.coordinator.global_transaction("slip"):
+                with pytest.raises(BranchRefused, match="ended inside"):
+                    async with bank.coordinator.branch(target, resource=resource) as branch:
+                        if target is engine:
+                            await branch.target.execute(text(UPDATE))
+                            await branch.target.commit()
+                            await branch.target.execute(text("UPDATE account SET balance = 0 WHERE id = 2"))
+                        else:
+                            await connection.execute(UPDATE)
+                            await connection.execute("COMMIT")
+                            await connection.execute("BEGIN; UPDATE account SET balance = 0 WHERE id = 2")
+    await engine.dispose()
+    await connection.close()
+    await bank.quiet()
+    assert {await bank.balance(dsn, n) for dsn in (bank.east_dsn, bank.west_dsn) for n in (1, 2)} == {100}
+
+
 async def test_an_unmanaged_table_is_refused_inside_a_branch(bank: Bank) -> None:
     """UnmanagedTable says how to mend it; the rest of the transaction may go on."""
     async with bank.coordinator.global_transaction("unmanaged"):
@@ -248,7 +298,7 @@ async def test_the_resource_refuses_a_branch_past_its_deadline(bank: Bank) -> No
 async def test_a_commit_cut_off_in_the_middle_dooms_the_transaction(bank: Bank) -> None:
     """Nobody knows whether that branch is there, so the only end is a rollback, which finds it."""
     async with postgres_proxy(bank.west_dsn) as proxy:
-        connection = await asyncpg.connect(proxy.dsn(bank.west_dsn))
+        connection = await asyncpg.connect(proxy.dsn(bank.west_dsn), **branch_connect_args())
         with pytest.raises(TransactionRolledBack, match="committed locally"):
             async with bank.coordinator.global_transaction("cut"):
                 with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
