@@ -41,8 +41,8 @@ CREATE TABLE IF NOT EXISTS at.managed (
     fingerprint text NOT NULL,
     lock_sql text NOT NULL,      -- ($1 xid, $2 branches): locks the rows as they are now
     compare_sql text NOT NULL,   -- ($1, $2, $3 limit): rows that are not as the branch left them, as jsonb
-    update_sql text NOT NULL,    -- ($1, $2): puts before images back in place where no unique value moved
-    delete_sql text NOT NULL,    -- ($1, $2): removes the other touched keys
+    update_sql text NOT NULL,    -- ($1, $2, $3): puts before images back in place where no unique value moved; $3: all
+    delete_sql text NOT NULL,    -- ($1, $2, $3): removes rows that came; $3: all that are not as they were
     insert_sql text NOT NULL,    -- ($1, $2): brings the other before images back
     verify_sql text NOT NULL,    -- ($1, $2, $3): foreign keys that the restored rows would break, as jsonb; or ''
     drop_sql text NOT NULL       -- ($1, $2): drops the undo rows

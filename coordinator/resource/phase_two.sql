@@ -36,8 +36,14 @@ DECLARE
     m at.managed;
 BEGIN
     FOR m IN SELECT * FROM at.managed WHERE relation = ANY (p_tables) ORDER BY relation LOOP
-        EXECUTE m.update_sql USING p_xid, p_branches;
-        EXECUTE m.delete_sql USING p_xid, p_branches;
+        EXECUTE m.delete_sql USING p_xid, p_branches, false;
+        EXECUTE m.update_sql USING p_xid, p_branches, false;
+        BEGIN
+            EXECUTE m.update_sql USING p_xid, p_branches, true;
+        EXCEPTION WHEN unique_violation OR exclusion_violation THEN
+            NULL;  -- values changed places: those rows go and come back
+        END;
+        EXECUTE m.delete_sql USING p_xid, p_branches, true;
         EXECUTE m.insert_sql USING p_xid, p_branches;
     END LOOP;
 END

@@ -1,8 +1,8 @@
 -- Settling: the generated statements of phase two of a managed table.
 --
 -- Data model: see model.sql; at.managed keeps these texts. Parameters: $1 the xid, $2 the branches (NULL: all), $3 a
--- limit of rows. Rows are put back in place where no unique value moves; the other touched keys are deleted and their
--- before images inserted, so that swapped unique values need no order.
+-- limit of rows, or whether to go further. Rows are put back in place where unique values allow it; the other touched
+-- keys are deleted and their before images inserted, so that swapped unique values need no order.
 
 -- The undo rows that a statement is about.
 CREATE OR REPLACE FUNCTION at.scope() RETURNS text
@@ -42,46 +42,52 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         at.same_image('at_l.after', 'at_l.at__now'));
 $$;
 
--- An update in place is possible when all unique indexes are over plain columns and no column resists (identity).
--- Returns the further condition of a row, or NULL when the table allows none at all.
-CREATE OR REPLACE FUNCTION at.in_place_condition(relation regclass) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    unique_columns name[];
-BEGIN
-    IF at.stored_list(relation, '%1$I', false) IS NULL
-       OR EXISTS (SELECT FROM at.unique_indexes(relation) u WHERE NOT u.is_plain)
-       OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attidentity = 'a' AND NOT a.attisdropped
-                  AND NOT EXISTS (SELECT FROM at.key(relation) k WHERE k.column_name = a.attname)) THEN
-        RETURN NULL;
-    END IF;
-    SELECT array_agg(DISTINCT a.attname) INTO unique_columns
-    FROM at.unique_indexes(relation) u JOIN pg_index i ON i.indexrelid = u.index_id
-    JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]);
-    IF unique_columns IS NULL THEN
-        RETURN 'true';
-    END IF;
-    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = ANY (unique_columns)
-               AND a.attgenerated <> '') THEN
-        RETURN NULL;
-    END IF;
-    RETURN (SELECT format('record_image_eq(ROW(%s), ROW(%s))', string_agg(format('at_t.%I', c), ', '),
-                          string_agg(format('(at_l.before).%I', c), ', ')) FROM unnest(unique_columns) AS c);
-END
+-- The columns that an update in place sets: neither the key's nor those that resist (generated, identity).
+CREATE OR REPLACE FUNCTION at.settable_columns(relation regclass) RETURNS name[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
+      AND NOT EXISTS (SELECT FROM at.key(relation) k WHERE k.column_name = a.attname);
 $$;
 
+-- The columns that decide whether a row fits beside others: those of unique and exclusion indexes, in their
+-- expressions and predicates too.
+CREATE OR REPLACE FUNCTION at.unique_columns(relation regclass) RETURNS name[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND EXISTS (
+        SELECT FROM at.unique_indexes(relation) u JOIN pg_index i ON i.indexrelid = u.index_id
+        WHERE a.attnum = ANY (i.indkey) OR EXISTS (
+            SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = u.index_id
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum));
+$$;
+
+-- That these columns are, bit by bit, as they were.
+CREATE OR REPLACE FUNCTION at.unmoved(columns name[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce('record_image_eq(ROW(' || string_agg(format('at_t.%I', c), ', ') || '), ROW('
+                    || string_agg(format('(at_l.before).%I', c), ', ') || '))', 'true') FROM unnest(columns) AS c;
+$$;
+
+-- Puts rows back in place: who waits for a row's lock meanwhile goes on with that row, while one that was deleted and
+-- inserted again would be gone for it, and its write lost. $3 tells whether also where a unique value moved, which
+-- fails when values changed places.
 CREATE OR REPLACE FUNCTION at.update_statement(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN c IS NULL THEN 'SELECT WHERE $1 IS NULL AND $2 IS NULL AND false' ELSE format(
-        'UPDATE %s at_t SET %s FROM %s at_l WHERE %s AND %s AND at_l.before IS DISTINCT FROM NULL AND NOT %s AND %s',
-        relation, at.stored_list(relation, '%1$I = (at_l.before).%1$I', false), at.undo_table(relation),
-        at.key_match(relation, 'at_l', 'at_t'), at.scope(), at.same_image(at.image(relation, 'at_t'), 'at_l.before'), c) END
-    FROM at.in_place_condition(relation) AS c;
+    SELECT CASE WHEN at.settable_columns(relation) IS NULL THEN 'SELECT WHERE $1 IS NULL AND $2 IS NULL AND $3 AND false' ELSE format(
+        'UPDATE %s at_t SET %s FROM %s at_l WHERE %s AND %s AND at_l.before IS DISTINCT FROM NULL AND NOT %s AND %s AND ($3 OR %s)',
+        relation, (SELECT string_agg(format('%1$I = (at_l.before).%1$I', c), ', ') FROM unnest(at.settable_columns(relation)) AS c),
+        at.undo_table(relation), at.key_match(relation, 'at_l', 'at_t'), at.scope(),
+        at.same_image(at.image(relation, 'at_t'), 'at_l.before'),
+        at.unmoved((SELECT array_agg(a.attname) FROM pg_attribute a WHERE a.attrelid = relation AND a.attidentity = 'a'
+                    AND NOT a.attisdropped)),
+        at.unmoved(at.unique_columns(relation))) END;
 $$;
 
+-- Removes the rows that came with the transaction, or ($3) all that are not as they were.
 CREATE OR REPLACE FUNCTION at.delete_statement(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('DELETE FROM %s at_t USING %s at_l WHERE %s AND %s AND NOT %s',
+    SELECT format('DELETE FROM %s at_t USING %s at_l WHERE %s AND %s AND NOT %s AND ($3 OR at_l.before IS NOT DISTINCT FROM NULL)',
         relation, at.undo_table(relation), at.key_match(relation, 'at_l', 'at_t'), at.scope(),
         at.same_image(at.image(relation, 'at_t'), 'at_l.before'));
 $$;

@@ -227,6 +227,39 @@ async def test_undo_lets_a_plain_writer_fail_first(shop: asyncpg.Connection, sec
     assert (await undoing).state is BranchState.UNDONE
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "UNIQUE (u)",
+        "EXCLUDE (s WITH =)",
+        "CHECK (true); CREATE UNIQUE INDEX ON thing (lower(s)) WHERE s <> ''",
+        "CHECK (true); ALTER TABLE thing ADD serial int GENERATED ALWAYS AS IDENTITY",
+    ],
+)
+@pytest.mark.parametrize("change", ["n = 50", "n = 50, u = 100, s = 'x'"])
+async def test_a_writer_that_waits_for_an_undo_finds_its_row(
+    connection: asyncpg.Connection, second: asyncpg.Connection, kind: str, change: str
+) -> None:
+    """Undo puts a row back in place; deleted and inserted again it would be gone for who waits for it."""
+    await connection.execute(
+        f"CREATE TABLE thing (id int PRIMARY KEY, n int, s text, u int);"
+        f"INSERT INTO thing VALUES (1, 1, 'a', 1), (2, 2, 'b', 2); ALTER TABLE thing ADD {kind}"
+    )
+    await install(connection, managed=["thing"])
+    xid = uuid4()
+    statements = [f"UPDATE thing SET {change} WHERE id = 1"]
+    if "u" in change:
+        statements.append("INSERT INTO thing VALUES (3, 3, 'a', 1)")  # takes the values that the first one left
+    await run_branch(connection, xid, *statements)
+    async with connection.transaction():
+        result = await undo(connection, xid)
+        writing = asyncio.create_task(second.execute("UPDATE thing SET n = n + 1 WHERE id = 1"))
+        await until_blocked(connection, [second.get_server_pid()])
+    assert result.state is BranchState.UNDONE
+    assert await writing == "UPDATE 1"
+    assert await connection.fetch("SELECT id, n FROM thing ORDER BY id") == [(1, 2), (2, 2)]
+
+
 async def test_undo_above_read_committed_is_refused(shop: asyncpg.Connection) -> None:
     """With an old snapshot undo would not see what it waited for."""
     with pytest.raises(asyncpg.ActiveSQLTransactionError, match="READ COMMITTED"):
