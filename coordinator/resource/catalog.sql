@@ -102,12 +102,23 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
       AND (with_key OR NOT EXISTS (SELECT FROM at.key(relation) k WHERE k.column_name = a.attname));
 $$;
 
--- The row of `alias` as an image: the table's row type, every column by name, generated columns NULL.
+-- Whether a column stands in images: those that undo writes, and stored generated ones that guards look at.
+CREATE OR REPLACE FUNCTION at.is_imaged(relation regclass, column_name name, generated "char") RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE generated WHEN '' THEN true WHEN 's' THEN
+        coalesce(column_name = ANY (at.unique_columns(relation)), false)
+        OR EXISTS (SELECT FROM at.foreign_keys() f
+                   WHERE f.child IN (SELECT at.tree(relation)) AND column_name = ANY (f.child_columns)
+                      OR f.parent IN (SELECT at.tree(relation)) AND column_name = ANY (f.parent_columns))
+        ELSE false END;
+$$;
+
+-- The row of `alias` as an image: the table's row type, every column by name, other generated columns NULL.
 CREATE OR REPLACE FUNCTION at.image(relation regclass, alias text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format('ROW(%s)::%s', string_agg(
-        CASE WHEN a.attgenerated = '' THEN format('%s.%I', alias, a.attname) ELSE 'NULL' END, ', ' ORDER BY a.attnum),
-        relation)
+        CASE WHEN at.is_imaged(relation, a.attname, a.attgenerated) THEN format('%s.%I', alias, a.attname) ELSE 'NULL' END,
+        ', ' ORDER BY a.attnum), relation)
     FROM pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped;
 $$;
 

@@ -8,7 +8,8 @@
 --                  (NULL when several branches of xid touched the row), before and after image as rows of S.T,
 --                  olds and news (NULL but while captures of one statement are still to come, see capture.sql).
 --                  One row is the global lock and the net undo record of one key. Both images may be NULL: the
---                  row came and went within xid. Generated columns are NULL in images.
+--                  row came and went within xid. Generated columns are NULL in images, but for those of unique indexes and
+--                  foreign keys.
 --   at.managed     the registry of managed tables, with the generated statements of phase two.
 --   at.exempt      tables that a branch may write although nothing of it can be undone.
 --   at.role_grant  the roles that may take part.

@@ -141,6 +141,37 @@ async def test_values_freed_on_an_expression_index_are_guarded(shop: asyncpg.Con
     await shop.execute("INSERT INTO line VALUES (50, 1)")
 
 
+async def test_generated_values_are_guarded_too(connection: asyncpg.Connection) -> None:
+    """In unique indexes and on either side of a foreign key: the undo that needs them succeeds."""
+    await connection.execute(
+        """
+        CREATE TABLE mail (
+            id int PRIMARY KEY, address text, low text GENERATED ALWAYS AS (lower(address)) STORED UNIQUE);
+        INSERT INTO mail VALUES (1, 'Ada', DEFAULT), (2, 'Bob', DEFAULT);
+        CREATE TABLE letter (
+            id int PRIMARY KEY, sender text, low text GENERATED ALWAYS AS (lower(sender)) STORED REFERENCES mail (low));
+        INSERT INTO letter VALUES (1, 'BOB', DEFAULT);
+        """
+    )
+    await install(connection, managed=["mail", "letter"])
+    xid = uuid4()
+    await run_branch(
+        connection,
+        xid,
+        "UPDATE mail SET address = 'Cyd' WHERE id = 1",
+        "INSERT INTO mail VALUES (3, 'Dan', DEFAULT)",
+        "DELETE FROM letter WHERE id = 1",
+    )
+    for statement in (
+        "INSERT INTO mail VALUES (4, 'ADA', DEFAULT)",
+        "INSERT INTO letter VALUES (2, 'dan', DEFAULT)",
+        "DELETE FROM mail WHERE id = 2",
+    ):
+        assert (await _conflict(connection.execute(statement))).holder == xid
+    assert (await undo(connection, xid)).state is BranchState.UNDONE
+    await connection.execute("INSERT INTO letter VALUES (2, 'ada', DEFAULT)")
+
+
 async def test_a_row_that_an_undo_would_remove_cannot_be_referenced(shop: asyncpg.Connection) -> None:
     """A foreign key to an undecided row is refused to everybody else."""
     xid = uuid4()
