@@ -4,7 +4,8 @@
 -- may be repeated, reordered, and come twice at once: at.undo holds the transaction's advisory lock exclusively.
 
 -- Drops the undo rows of committed transactions, with `branches` only those of these branches; rows that a branch
--- outside `branches` may share stay. Returns how many branches became FORGOTTEN.
+-- outside `branches` may share stay, also where that one was still in its phase one when this began. Returns how many
+-- branches became FORGOTTEN.
 -- It says `state < 1` for OPEN, so that the planner takes the primary key: the index of the open branches would fit
 -- `state = 0` too, and holds the entry of every branch that was open since the last vacuum. The plans are made once.
 CREATE OR REPLACE FUNCTION at.forget(xids uuid[], branches uuid[] DEFAULT NULL) RETURNS int
@@ -12,14 +13,16 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     forgotten int;
-    shared uuid[] := '{}';
+    several uuid[];
 BEGIN
+    PERFORM at.forget_rows(forget.xids, forget.branches);
     IF forget.branches IS NOT NULL THEN
-        SELECT coalesce(array_agg(DISTINCT b.xid), '{}') INTO shared
-            FROM at.branch b
-            WHERE b.xid = ANY (forget.xids) AND b.state < 1 AND b.branch_id <> ALL (forget.branches);
+        -- Only where several branches of a transaction were here can they have written the same row.
+        several := ARRAY(SELECT b.xid FROM at.branch b WHERE b.xid = ANY (forget.xids) GROUP BY b.xid HAVING count(*) > 1);
+        IF several <> '{}' THEN
+            PERFORM at.forget_shared_rows(several, forget.branches);
+        END IF;
     END IF;
-    PERFORM at.forget_rows(forget.xids, forget.branches, shared);
     UPDATE at.branch b SET state = 1, settled_at = clock_timestamp()
         WHERE b.xid = ANY (forget.xids) AND b.state < 1
           AND (forget.branches IS NULL OR b.branch_id = ANY (forget.branches));
@@ -216,7 +219,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     purged int;
 BEGIN
-    DELETE FROM at.branch b WHERE b.state IN (1, 2, 4) AND b.deadline < clock_timestamp() - purge.grace;
+    -- A row stays while another branch of its transaction is open: it tells at.forget that rows may be shared.
+    DELETE FROM at.branch b WHERE b.state IN (1, 2, 4) AND b.deadline < clock_timestamp() - purge.grace
+        AND NOT EXISTS (SELECT FROM at.branch o WHERE o.xid = b.xid AND o.state < 1);
     GET DIAGNOSTICS purged = ROW_COUNT;
     RETURN purged;
 END

@@ -145,30 +145,45 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WHERE relation = p_relation;
 $$;
 
--- Writes the functions that name every undo table: at.forget_rows and at.touched, static so that their plans are kept.
+-- Writes the functions that name every undo table: at.forget_rows, at.forget_shared_rows and at.touched, static so that
+-- their plans are kept.
 CREATE OR REPLACE FUNCTION at.write_fleet_functions() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     header constant text := 'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS ';
     deletes text;
     partial_deletes text;
+    shared_locks text;
+    shared_deletes text;
     looks text;
 BEGIN
     SELECT string_agg(format('    DELETE FROM at.%I WHERE xid = ANY (p_xids);', undo_table), E'\n' ORDER BY undo_table),
-           string_agg(format('    DELETE FROM at.%I WHERE xid = ANY (p_xids) AND (branch_id = ANY (p_branches) OR branch_id IS NULL AND xid <> ALL (p_shared));',
-                             undo_table), E'\n' ORDER BY undo_table),
+           string_agg(format('    DELETE FROM at.%I WHERE xid = ANY (p_xids) AND branch_id = ANY (p_branches);', undo_table),
+                      E'\n' ORDER BY undo_table),
+           string_agg(format('  PERFORM FROM at.%I WHERE xid = ANY (p_xids) AND branch_id IS NULL FOR UPDATE;', undo_table),
+                      E'\n' ORDER BY undo_table),
+           string_agg(format('  DELETE FROM at.%I WHERE xid = ANY (alone) AND branch_id IS NULL;', undo_table),
+                      E'\n' ORDER BY undo_table),
            string_agg(format('  IF EXISTS (SELECT FROM at.%I WHERE xid = p_xid) THEN found_tables := found_tables || %L::regclass; END IF;',
                              undo_table, relation::text), E'\n' ORDER BY undo_table)
-        INTO deletes, partial_deletes, looks FROM at.managed;
-    -- Only at.forget calls it, and has set what both need.
-    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_rows(p_xids uuid[], p_branches uuid[], p_shared uuid[]) RETURNS void LANGUAGE plpgsql AS '
+        INTO deletes, partial_deletes, shared_locks, shared_deletes, looks FROM at.managed;
+    -- Only at.forget calls these two, and has set what they need.
+    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_rows(p_xids uuid[], p_branches uuid[]) RETURNS void LANGUAGE plpgsql AS '
         || quote_literal(format(E'\nBEGIN\n  IF p_branches IS NULL THEN\n%s\n  ELSE\n%s\n  END IF;\nEND\n',
             coalesce(deletes, '    NULL;'), coalesce(partial_deletes, '    NULL;')));
+    -- A branch that is writing a shared row is waited for first; only then its own row in at.branch can be seen.
+    EXECUTE 'CREATE OR REPLACE FUNCTION at.forget_shared_rows(p_xids uuid[], p_branches uuid[]) RETURNS void LANGUAGE plpgsql AS '
+        || quote_literal(format(E'\nDECLARE\n  alone uuid[];\nBEGIN\n%s\n  alone := ARRAY(SELECT x FROM unnest(p_xids) AS x '
+            'WHERE NOT EXISTS (SELECT FROM at.branch b WHERE b.xid = x AND b.state < 1 AND b.branch_id <> ALL (p_branches)));\n%s\nEND\n',
+            coalesce(shared_locks, '  NULL;'), coalesce(shared_deletes, '  NULL;')));
     EXECUTE 'CREATE OR REPLACE FUNCTION at.touched(p_xid uuid) RETURNS regclass[] '
         || header || quote_literal(format(E'\nDECLARE\n  found_tables regclass[] := ''{}'';\nBEGIN\n%s\n  RETURN found_tables;\nEND\n', looks));
-    REVOKE ALL ON FUNCTION at.forget_rows(uuid[], uuid[], uuid[]), at.touched(uuid) FROM PUBLIC;
+    REVOKE ALL ON FUNCTION at.forget_rows(uuid[], uuid[]), at.forget_shared_rows(uuid[], uuid[]), at.touched(uuid) FROM PUBLIC;
 END
 $$;
+
+-- What an earlier installation wrote under this name.
+DROP FUNCTION IF EXISTS at.forget_rows(uuid[], uuid[], uuid[]);
 
 CREATE OR REPLACE FUNCTION at.locks(of_xid uuid DEFAULT NULL)
 RETURNS TABLE (table_name text, key jsonb, xid uuid, branch_id uuid, before jsonb, after jsonb)

@@ -229,7 +229,8 @@ async def test_an_application_role_gets_what_it_needs_and_no_more(
             'DELETE FROM at."public.a"',
             "DELETE FROM at.branch",
             "SELECT at.restore(gen_random_uuid(), NULL, '{}')",
-            "SELECT at.forget_rows('{}', '{}', '{}')",
+            "SELECT at.forget_rows('{}', '{}')",
+            "SELECT at.forget_shared_rows('{}', '{}')",
             "SELECT at.guard('a')",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -24,7 +25,14 @@ from coordinator.resource import (
     undo,
     unsettled,
 )
-from tests.integration.coordinator.resource.branches import branch, in_a_minute, rows_of, run_branch, undo_rows
+from tests.integration.coordinator.resource.branches import (
+    branch,
+    in_a_minute,
+    rows_of,
+    run_branch,
+    undo_rows,
+    until_blocked,
+)
 
 TOMBSTONE = UUID(int=0)
 
@@ -96,6 +104,34 @@ async def test_forget_of_one_branch_keeps_the_row_it_shares(bank: asyncpg.Connec
     other = await run_branch(bank, xid, "UPDATE account SET balance = 2 WHERE id = 1")
     assert (await forget(bank, [xid], [one]), await undo_rows(bank)) == (1, 1)
     assert (await forget(bank, [xid], [other]), await undo_rows(bank)) == (1, 0)
+
+
+async def test_forget_keeps_a_row_that_a_running_branch_shares(
+    bank: asyncpg.Connection, second: asyncpg.Connection
+) -> None:
+    """It waits for a phase one on the same row; what that one left stays recorded, and is not taken for committed."""
+    xid = uuid4()
+    named = await run_branch(bank, xid, "UPDATE account SET balance = 1 WHERE id = 1")
+    async with branch(second, xid) as late:
+        await second.execute("UPDATE account SET balance = 2 WHERE id = 1")
+        forgetting = asyncio.create_task(forget(bank, [xid], [named]))
+        await until_blocked(second, [bank.get_server_pid()])
+    assert await forgetting == 1
+    assert await undo_rows(bank) == 1
+    assert (await undo(bank, xid, [late])).state is BranchState.QUARANTINED
+
+
+async def test_forget_of_both_branches_drops_the_row_they_share(bank: asyncpg.Connection) -> None:
+    """At once, or one after the other and however late."""
+    for apart in (False, True):
+        xid = uuid4()
+        named = [await run_branch(bank, xid, f"UPDATE account SET balance = {n} WHERE id = 1") for n in (1, 2)]
+        for branches in [[one] for one in named] if apart else [named]:
+            await forget(bank, [xid], branches)
+            await bank.execute("UPDATE at.branch SET deadline = now() - interval '1 day' WHERE xid = $1", xid)
+            await purge(bank, timedelta(hours=1))
+        assert await undo_rows(bank) == 0
+        assert await states(bank, xid) == {}
 
 
 async def test_copy_and_functions_are_captured(bank: asyncpg.Connection) -> None:
