@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import jwt
 import pytest
@@ -67,6 +68,20 @@ def test_a_maker_renews_its_token_before_it_ends() -> None:
 def test_an_access_token_is_no_service_token() -> None:
     """A statement of another kind, signed by a known key for this reader, is refused."""
     claims = {"iss": "order", "aud": "coordinator", "exp": 2000, "typ": "access"}
+    other = jwt.encode(claims, ORDER.key, algorithm="EdDSA", headers={"kid": "order"})
+    with pytest.raises(CallerRefused):
+        verifier().caller_of(other)
+
+
+def test_a_maker_whose_clock_is_ahead_is_heard() -> None:
+    """Hosts' clocks differ: only the end of a token counts, by the reader's clock."""
+    assert TokenVerifier("coordinator", KEYS).caller_of(token(now=time.time() + 30)) == "order"
+
+
+@pytest.mark.parametrize("ends", ["soon", [2000], 10**400, None, float("nan")])
+def test_an_end_that_is_no_instant_is_refused(ends: object) -> None:
+    """Whatever a known key has signed."""
+    claims = {"iss": "order", "aud": "coordinator", "exp": ends, "typ": "service"}
     other = jwt.encode(claims, ORDER.key, algorithm="EdDSA", headers={"kid": "order"})
     with pytest.raises(CallerRefused):
         verifier().caller_of(other)
