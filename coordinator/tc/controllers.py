@@ -15,7 +15,7 @@ from coordinator.protocol.statuses import Decision, Settlement
 from coordinator.tc import views
 from coordinator.tc.auth import CALLER
 from coordinator.tc.core.checks import NAME_LENGTH_MAX, problem_with
-from coordinator.tc.problems import Problem, bad_request
+from coordinator.tc.problems import UNREADABLE_ERRORS, Problem, bad_request, unreadable
 from coordinator.tc.replica import Replica
 
 URL_LENGTH_MAX = 500
@@ -47,8 +47,7 @@ async def wait(request: HttpRequest) -> Response[bytes]:
 async def announce(request: HttpRequest) -> None:
     """Where a resource can be nudged, for as long as it says so again."""
     message = await _read(request, _announce)
-    url = urlsplit(message.nudge_url)
-    if url.scheme not in ("http", "https") or not url.hostname or len(message.nudge_url) > URL_LENGTH_MAX:
+    if not _is_address(message.nudge_url):
         shown = message.nudge_url[:URL_LENGTH_MAX]
         raise bad_request(f"{shown!r} is no address to nudge; send an absolute http or https URL.")
     if not 0 < len(message.resource) <= NAME_LENGTH_MAX or not message.resource.isprintable():
@@ -142,12 +141,23 @@ def _replica(request: HttpRequest) -> Replica:
 async def _read(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(await request.body())
-    except msgspec.MsgspecError as error:
-        raise bad_request(f"The body cannot be read: {error}. The reference of the API shows every message.") from error
+    except UNREADABLE_ERRORS as error:
+        raise unreadable(error) from error
 
 
 def _json(body: object) -> Response[bytes]:
     return Response(_encoder.encode(body), media_type=MediaType.JSON)
+
+
+def _is_address(text: str) -> bool:
+    """Whether a nudge can be posted there: an absolute URL with a host and, if any, a port that exists."""
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        return False
+    known = url.scheme in ("http", "https") and bool(url.hostname)
+    return known and text.isprintable() and " " not in text and len(text) <= URL_LENGTH_MAX
 
 
 def _uuid(what: str, text: str) -> UUID:
@@ -159,8 +169,9 @@ def _uuid(what: str, text: str) -> UUID:
 
 def _word(what: str, text: str, words: list[str]) -> str:
     """One of `words`, in any case, or its number."""
-    if text.isdecimal() and int(text) < len(words):
-        return words[int(text)]
+    numbers = {str(number): word for number, word in enumerate(words)}
+    if text in numbers:
+        return numbers[text]
     if text.upper() in words:
         return text.upper()
     raise bad_request(f"{what} is {text!r}; send one of {', '.join(words)}.")

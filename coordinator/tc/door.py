@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, HTTPResponseBodyEvent, HTTPResponseStartEven
 
 from coordinator.protocol import messages as wire
 from coordinator.tc.auth import Callers, send_problem
-from coordinator.tc.problems import Problem, bad_request, known_or_bug
+from coordinator.tc.problems import UNREADABLE_ERRORS, Problem, known_or_bug, unreadable
 from coordinator.tc.replica import Replica
 
 PATH = "/v1/messages"
@@ -51,9 +51,8 @@ class MessagesDoor:
             return None
         try:
             said = _requests.decode(body)
-        except msgspec.MsgspecError as error:
-            detail = f"The body cannot be read: {error}. The reference of the API shows every message."
-            raise bad_request(detail) from error
+        except UNREADABLE_ERRORS as error:
+            raise unreadable(error) from error
         if len(said) > wire.MESSAGES_MAX:
             detail = f"{len(said)} messages came; send at most {wire.MESSAGES_MAX} in one list."
             raise Problem(413, "too-many-messages", detail)

@@ -14,6 +14,9 @@ from coordinator.tc.batches import Overloaded
 from coordinator.tc.store import StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
+UNREADABLE_ERRORS = (msgspec.MsgspecError, RecursionError)
+"""What reading a body may raise; the second one for brackets without end."""
+
 RETRY_S = 1
 """What a caller is told to wait before the same call again."""
 
@@ -46,6 +49,12 @@ class Problem(Exception):
 def bad_request(detail: str) -> Problem:
     """400: change the request."""
     return Problem(400, "bad-request", detail)
+
+
+def unreadable(error: Exception) -> Problem:
+    """400: the body is no such message."""
+    detail = f"The body cannot be read: {error}. The reference of the API shows every message."
+    return bad_request(detail)
 
 
 def unauthorized(detail: str) -> Problem:

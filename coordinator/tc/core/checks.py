@@ -48,8 +48,8 @@ def problem_with(message: Request | Wait) -> str | None:
 def _wait(message: Wait) -> str | None:
     if message.waiter == message.holder:
         return "a transaction does not wait for itself: its own rows never block it"
-    if message.wait_ms < 0:
-        return f"wait_ms is {message.wait_ms}; send 0 or more"
+    if not 0 <= message.wait_ms <= DEADLINE_MAX_MS:
+        return f"wait_ms is {message.wait_ms}; send 0 to {DEADLINE_MAX_MS}"
     for deadline_ms in (message.holder_deadline_ms, message.waiter_deadline_ms):
         if deadline_ms is not None and (wrong := _deadline(deadline_ms)):
             return wrong

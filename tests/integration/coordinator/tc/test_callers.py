@@ -33,11 +33,17 @@ def _borrowed() -> str:
     return jwt.encode(claims, KEYS["capacity"].key, algorithm="EdDSA", headers={"kid": "capacity"})
 
 
+def _without_end() -> str:
+    claims = {"iss": "order", "aud": "coordinator", "exp": ["never"], "typ": "service"}
+    return jwt.encode(claims, KEYS["order"].key, algorithm="EdDSA", headers={"kid": "order"})
+
+
 BAD = {
     "none": None,
     "no scheme": TokenMaker("order", KEYS["order"]).token_for("coordinator"),
     "garbage": "Bearer not.a.token",
     "expired": "Bearer " + _expired(),
+    "with an end that is none": "Bearer " + _without_end(),
     "in another's name": "Bearer " + _borrowed(),
     "for another reader": "Bearer " + TokenMaker("order", KEYS["order"]).token_for("capacity"),
     "of an unknown key": "Bearer " + TokenMaker("order", SigningKey.generate("order")).token_for("coordinator"),
@@ -77,6 +83,11 @@ async def test_the_probes_need_no_token(tc: Caller) -> None:
                 assert await response.json() == {"status": status}
 
 
+DEEP = b"[" * 100_000
+ENDLESS_WAIT = (
+    b'{"holder":"01a21243-c25a-7c0c-bc3f-33dc6cd4eb76","holder_deadline_ms":null,"waiter":null,'
+    b'"waiter_deadline_ms":null,"resource":"a","wait_ms":1%s}' % (b"0" * 400)
+)
 UNREADABLE = [
     ("/v1/messages", b"{}", "array"),
     ("/v1/messages", b"[{", "truncated"),
@@ -84,6 +95,10 @@ UNREADABLE = [
     ("/v1/messages", b'[{"type":"begin","xid":"7"}]', "UUID"),
     ("/v1/wait", b"[]", "object"),
     ("/v1/resources", b'{"resource": 7}', "str"),
+    ("/v1/messages", b'[{"type":"begin","more":' + DEEP, "recursion"),
+    ("/v1/wait", b'{"more":' + DEEP, "recursion"),
+    ("/v1/resources", b'{"more":' + DEEP, "recursion"),
+    ("/v1/wait", ENDLESS_WAIT, "wait_ms"),
 ]
 
 
@@ -130,6 +145,7 @@ BAD_FILTERS = [
     ({"limit": "0"}, "send 1 to 200"),
     ({"limit": "201"}, "send 1 to 200"),
     ({"decision": "maybe"}, "UNDECIDED, COMMITTED, ROLLED_BACK"),
+    ({"decision": "9" * 5000}, "UNDECIDED, COMMITTED, ROLLED_BACK"),
     ({"settlement": "9"}, "OPEN, SETTLING, SETTLED, QUARANTINED"),
     ({"cursor": "x"}, "no UUID"),
     ({"name": "a\x00"}, "unprintable"),

@@ -192,6 +192,7 @@ async def test_a_resource_belongs_to_who_announced_it(tc: Caller) -> None:
 
 async def test_an_address_that_is_none_is_refused(tc: Caller) -> None:
     """Only absolute http and https URLs can be nudged."""
-    for wrong in ("", "nudge", "file:///etc/passwd", "ftp://host/x", "http:///x"):
+    never = ("http://[::1", "http://host/\0", "http://a host/", "http://host:99999/", "http://host:x/")
+    for wrong in ("", "nudge", "file:///etc/passwd", "ftp://host/x", "http:///x", *never):
         assert await tc.announce("capacity", wrong) == 400
     assert await tc.announce("", "http://127.0.0.1:9/nudge") == 400
