@@ -101,11 +101,18 @@ async def undo(connection: Connection, xid: UUID, branches: Sequence[UUID] | Non
     """Phase two of a rollback: restores what `xid` (or `branches` of it) wrote. Waits for a phase one that runs.
 
     Raises asyncpg's LockNotAvailableError (55P03) after five seconds of waiting and DeadlockDetectedError when it
-    met a plain writer badly; in both cases nothing has changed and the call may be repeated.
+    met a plain writer badly; in both cases nothing has changed and the call may be repeated. Where the database's
+    default isolation is another, it runs in a READ COMMITTED transaction of its own.
     """
-    answer = json.loads(
-        await connection.fetchval("SELECT at.undo($1, $2)::text", xid, None if branches is None else list(branches))
-    )
+    arguments = ("SELECT at.undo($1, $2)::text", xid, None if branches is None else list(branches))
+    try:
+        text = await connection.fetchval(*arguments)
+    except asyncpg.ActiveSQLTransactionError:
+        if connection.is_in_transaction():
+            raise
+        async with connection.transaction(isolation="read_committed"):
+            text = await connection.fetchval(*arguments)
+    answer = json.loads(text)
     problems = tuple(
         UndoProblem(
             table=problem["table"],

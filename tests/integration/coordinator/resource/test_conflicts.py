@@ -291,6 +291,22 @@ async def test_a_writer_that_waits_for_an_undo_finds_its_row(
     assert await connection.fetch("SELECT id, n FROM thing ORDER BY id") == [(1, 2), (2, 2)]
 
 
+async def test_undo_works_where_the_default_isolation_is_another(connection: asyncpg.Connection, database: str) -> None:
+    """A database of careful people must not keep its locks for ever."""
+    await connection.execute("CREATE TABLE thing (id int PRIMARY KEY, n int); INSERT INTO thing VALUES (1, 1)")
+    await install(connection, managed=["thing"])
+    name = database.rsplit("/", 1)[1]
+    await connection.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+    careful = await asyncpg.connect(database)
+    try:
+        xid = uuid4()
+        await run_branch(careful, xid, "UPDATE thing SET n = 2")
+        assert (await undo(careful, xid)).state is BranchState.UNDONE
+        assert await rows_of(careful, "thing") == ["(1,1)"]
+    finally:
+        await careful.close()
+
+
 async def test_undo_above_read_committed_is_refused(shop: asyncpg.Connection) -> None:
     """With an old snapshot undo would not see what it waited for."""
     with pytest.raises(asyncpg.ActiveSQLTransactionError, match="READ COMMITTED"):
