@@ -139,7 +139,7 @@ BEGIN
     IF v_fresh IS NULL THEN
         PERFORM set_config('synchronous_commit', 'off', true);
     ELSE
-        IF current_setting('synchronous_commit') = 'off' THEN
+        IF current_setting('synchronous_commit') IN ('off', 'local') THEN
             PERFORM set_config('synchronous_commit', 'on', true);
         END IF;
         -- NOTIFY serialises commits, so only for those who wait at another replica; this one's are woken by its batch.
@@ -201,7 +201,7 @@ BEGIN
     FROM unnest(p_named_xid, p_named_resource, p_named_branch) AS n (xid, resource, branch)
     WHERE n.xid = ANY (v_made)
     ON CONFLICT (xid, resource, branch_id) DO NOTHING;
-    IF current_setting('synchronous_commit') = 'off' THEN
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     -- Also who was never heard of may be waited for: see tc.apply.

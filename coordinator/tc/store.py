@@ -41,6 +41,8 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "jit": "off",
+    # Under a row's lock, and under that of the waits, what others have just committed must be seen.
+    "default_transaction_isolation": "read committed",
 }
 
 INSTALL_LOCK = 4_108_302_561_017

@@ -7,6 +7,7 @@ import random
 from uuid import UUID
 
 import asyncpg
+import pytest
 
 from coordinator.protocol.messages import Ask, Begin, BranchRef, Confirm, Decide, Noted, Outcome, Register, Request
 from coordinator.protocol.statuses import BranchState, Decision
@@ -152,11 +153,22 @@ async def test_replicas_that_decide_many_transactions_in_opposite_order_never_ge
     assert one == two
 
 
-async def test_a_store_that_was_told_not_to_flush_flushes_decisions_all_the_same(tc: Caller, database: str) -> None:
-    """A decision waits for the disk; a hint does not."""
+@pytest.mark.parametrize("told", ["off", "local"])
+async def test_a_store_that_was_told_not_to_flush_flushes_decisions_all_the_same(
+    tc: Caller, database: str, told: str
+) -> None:
+    """A decision waits for the disk, and for a standby where there is one; a hint does not."""
     connection = await asyncpg.connect(database)
     try:
-        await connection.execute("SET synchronous_commit = off")
+        await connection.execute(f"SET synchronous_commit = {told}")
+        async with connection.transaction():
+            await connection.fetchval(
+                "SELECT tc.commit_unheard(gen_random_uuid(), '2 s', $1, '{a}', '{a}', $2, $1, '{r}', $3)",
+                [new_xid()],
+                [now_ms(30)],
+                [branch_of("r").branch],
+            )
+            assert await connection.fetchval("SHOW synchronous_commit") == "on"
         states = []
         for wish in (0, 1):
             async with connection.transaction():

@@ -78,6 +78,20 @@ async def test_every_connection_commits_a_barrier_row_before_it_is_used(database
         await store.close()
 
 
+async def test_the_store_is_read_committed_whatever_its_default_is(database: str) -> None:
+    """Who has waited for a row has to see what was committed meanwhile."""
+    connection = await asyncpg.connect(database)
+    name = database.rsplit("/", 1)[1]
+    await connection.execute(f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'")
+    await connection.close()
+    store = Store(database, uuid4(), QUICK)
+    await store.open()
+    try:
+        assert (await store.read("SHOW transaction_isolation"))[0][0] == "read committed"
+    finally:
+        await store.close()
+
+
 @asynccontextmanager
 async def _locked_barrier(database: str) -> AsyncIterator[None]:
     connection = await asyncpg.connect(database)
