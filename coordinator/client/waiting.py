@@ -23,7 +23,7 @@ from coordinator.client.settle import DATABASE_AWAY, Settler
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorUnavailable, Deadlock, LockConflict, TransactionRolledBack
 from coordinator.protocol.messages import Settle, Wait, WaitAnswer
-from coordinator.protocol.statuses import Decision, Reason
+from coordinator.protocol.statuses import BranchState, Decision, Reason
 
 WAIT_SLICE_S = 2.0
 """How long one question to the coordinator is held open; then the rows are tried again."""
@@ -68,6 +68,7 @@ class Patience:
         self._until_s = until_s
         self._place: Place | None = None
         self._heard: set[UUID] = set()
+        self._quarantined: set[UUID] = set()
         self._broken_off = 0
 
     def close(self) -> None:
@@ -78,8 +79,8 @@ class Patience:
     async def after(self, error: BaseException) -> None:
         """Returns when it is worth trying again after `error` (already translated), else raises.
 
-        Raises `error` itself when no retry helps, LockConflict when the time is up, Deadlock when this
-        transaction was chosen to break a cycle, TransactionRolledBack when it was decided meanwhile.
+        Raises `error` itself when no retry helps, LockConflict when the time is up or the holder is quarantined,
+        Deadlock when this transaction was chosen to break a cycle, TransactionRolledBack when it was decided meanwhile.
         """
         if isinstance(error, LockConflict) and not isinstance(error, Deadlock) and error.holder is not None:
             if self._left_s() <= 0 or (self._scope is not None and error.holder == self._scope.xid):
@@ -115,9 +116,12 @@ class Patience:
         self._raise_if_decided(answer, conflict)
         if is_decided(answer.holder):
             try:
-                await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
+                confirm = await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
             except (*DATABASE_AWAY, CoordinatorUnavailable):
                 await asyncio.sleep(min(SERIALIZATION_CAP_S, max(self._left_s(), 0.0)))
+                return
+            if BranchState.QUARANTINED in [state for _, state in confirm.states]:
+                self._raise_if_stuck(holder, conflict)
 
     async def _for_turn(self, place: Place, conflict: LockConflict) -> None:
         """Returns when this place is at the front, or when its line has stalled and it has left it."""
@@ -168,6 +172,12 @@ class Patience:
 
     def _left_s(self) -> float:
         return self._until_s - self._around.clock()
+
+    def _raise_if_stuck(self, holder: UUID, conflict: LockConflict) -> None:
+        """Raises when rows of a quarantined holder are met again: others may have been freed, these are not."""
+        if holder in self._quarantined:
+            raise LockConflict(f"{conflict}; it is quarantined there, until a person decides", holder) from conflict
+        self._quarantined.add(holder)
 
     def _raise_if_decided(self, answer: WaitAnswer, conflict: LockConflict) -> None:
         if self._scope is None or answer.waiter != Decision.ROLLED_BACK:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
-from coordinator.client import Coordinator, CoordinatorUnavailable, TransactionRolledBack
+from coordinator.client import Coordinator, CoordinatorUnavailable, LockConflict, TransactionRolledBack
 from coordinator.client.context import Participant, bound
 from coordinator.client.phase_two import NO_BRANCH, follow_commits, follow_rollback
 from coordinator.protocol.ids import BranchId, ResourceName, uuid7
@@ -221,7 +222,7 @@ async def test_a_rollback_waits_for_a_branch_that_is_still_running_and_undoes_it
 
 
 async def test_a_row_changed_behind_the_triggers_is_quarantined_not_overwritten(bank: Bank) -> None:
-    """The block still ends with its rollback; the row keeps what somebody wrote, and stays locked."""
+    """The block ends with its rollback; the row keeps what somebody wrote, and stays locked: who wants it hears why."""
     with pytest.raises(TransactionRolledBack):
         async with bank.coordinator.global_transaction("dirty") as tx:
             await bank.coordinator.run_branch(bank.west, add_west(10))
@@ -232,6 +233,20 @@ async def test_a_row_changed_behind_the_triggers_is_quarantined_not_overwritten(
             tx.mark_rollback_only("test")
     assert await bank.balance(bank.west_dsn) == 777
     assert await bank.locks(bank.west_dsn) == 1
+    tries = []
+
+    async def take(connection: Any) -> int:
+        tries.append(connection)
+        return await add_west(-1)(connection)
+
+    for attempt in (bank.coordinator.run_branch, bank.coordinator.run_local):
+        tries.clear()
+        with pytest.raises(LockConflict, match="quarantined") as caught:
+            async with bank.coordinator.global_transaction("next"):
+                with bound(None) if attempt == bank.coordinator.run_local else nullcontext():
+                    await attempt(bank.west, take)
+        assert caught.value.holder == tx.xid
+        assert len(tries) == 2, "it neither waits in vain nor tries without a pause"
 
 
 async def test_every_branch_is_confirmed_to_the_coordinator(bank: Bank) -> None:
