@@ -184,7 +184,7 @@ def parse_branches(header: str) -> list[BranchRef]:
     refs = []
     for item in filter(None, (part.strip() for part in header.split(","))):
         resource, colon, branch = item.rpartition(":")
-        if not colon or not resource:
+        if not colon or not resource or not resource.isprintable():
             raise ValueError(f"{item!r} is not a branch (resource:uuid)")
         refs.append(BranchRef(resource, UUID(branch)))
     return refs

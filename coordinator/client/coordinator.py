@@ -146,7 +146,8 @@ class Coordinator:
         """A global transaction as a block or a decorator.
 
         The block commits at its end and rolls back when an exception leaves it. Entered where one is running, it
-        joins (see Propagation). Raises ValueError for a time-out that is out of range.
+        joins (see Propagation). Raises ValueError for a time-out that is out of range, or a name the coordinator would
+        refuse.
         """
         return GlobalTransaction(self._entered_decider, name, timeout_s, propagation)
 

@@ -11,6 +11,7 @@ from asyncpg.pool import PoolConnectionProxy
 from coordinator.client.local import is_sqlalchemy
 from coordinator.client.phase_two import OwnConnections, PoolConnections, SettleConnections
 from coordinator.protocol.ids import ResourceName
+from coordinator.protocol.messages import NAME_LENGTH_MAX
 
 TargetT = TypeVar("TargetT")
 """What work in a resource is given: an AsyncSession for an engine, an asyncpg connection for a pool."""
@@ -34,8 +35,10 @@ def describe_resource(name: str, target: Any, connect_args: Mapping[str, Any] | 
 
     Phase two on an engine uses a small asyncpg pool of its own, made from the engine's URL and `connect_args`.
     """
-    if not name or any(character in ", \t\r\n" for character in name):
-        raise ValueError(f"{name!r} is no resource name: it must not be empty and holds no comma or space")
+    if not 0 < len(name) <= NAME_LENGTH_MAX or not name.isprintable() or any(character in ", " for character in name):
+        raise ValueError(
+            f"{name!r} is no resource name: it has 1 to {NAME_LENGTH_MAX} printable characters, and no comma or space"
+        )
     if isinstance(target, asyncpg.Pool):
         return Resource(ResourceName(name), target, identity_of(target), PoolConnections(target))
     if is_sqlalchemy(target) and hasattr(target, "sync_engine"):

@@ -19,7 +19,7 @@ from coordinator.client.settle import Settler
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorError, NoGlobalTransaction, TransactionRolledBack
 from coordinator.protocol.ids import ResourceName, Xid, uuid7
-from coordinator.protocol.messages import BranchRef, Confirm, Decide, Outcome, Settle
+from coordinator.protocol.messages import NAME_LENGTH_MAX, BranchRef, Confirm, Decide, Outcome, Settle
 from coordinator.protocol.statuses import Decision, Reason
 
 TIMEOUT_S = 10.0
@@ -201,6 +201,8 @@ class GlobalTransaction:
     def __init__(self, decider: Callable[[], Decider], name: str, timeout_s: float, propagation: Propagation) -> None:
         if not 0 < timeout_s <= TIMEOUT_MAX_S:
             raise ValueError(f"timeout_s must be above 0 and at most {TIMEOUT_MAX_S:g}, not {timeout_s:g}")
+        if len(name) > NAME_LENGTH_MAX or not name.isprintable():
+            raise ValueError(f"a name has at most {NAME_LENGTH_MAX} printable characters, unlike {name!r}")
         self._decider = decider
         self._name = name
         self._timeout_s = timeout_s

@@ -237,7 +237,11 @@ class Transport:
 
         Raises CoordinatorUnavailable, CallerRefused.
         """
-        body = await self._post("/v1/messages", _requests_encoder.encode(list(requests)), POST_TIMEOUT_S)
+        try:
+            said = _requests_encoder.encode(list(requests))
+        except ValueError as error:  # a text that is no UTF-8: it must not end the lane for all that come after it
+            raise CoordinatorError(f"this cannot be said to the coordinator: {error}") from error
+        body = await self._post("/v1/messages", said, POST_TIMEOUT_S)
         return _answers_of(body, len(requests))
 
     async def wait(self, request: Wait) -> WaitAnswer:

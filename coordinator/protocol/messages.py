@@ -18,6 +18,9 @@ MESSAGES_MAX = 1000
 BRANCHES_MAX = 1000
 """Branches that one transaction may name."""
 
+NAME_LENGTH_MAX = 200
+"""Characters of a transaction's or a resource's name; they are printable."""
+
 
 class BranchRef(msgspec.Struct, frozen=True, array_like=True):
     """One branch by name: in which resource, and which."""

@@ -14,7 +14,7 @@ from coordinator.protocol import messages as wire
 from coordinator.protocol.statuses import Decision, Settlement
 from coordinator.tc import views
 from coordinator.tc.auth import CALLER
-from coordinator.tc.core.checks import NAME_LENGTH_MAX, problem_with
+from coordinator.tc.core.checks import problem_with
 from coordinator.tc.problems import UNREADABLE_ERRORS, Problem, bad_request, unreadable
 from coordinator.tc.replica import Replica
 
@@ -50,8 +50,8 @@ async def announce(request: HttpRequest) -> None:
     if not _is_address(message.nudge_url):
         shown = message.nudge_url[:URL_LENGTH_MAX]
         raise bad_request(f"{shown!r} is no address to nudge; send an absolute http or https URL.")
-    if not 0 < len(message.resource) <= NAME_LENGTH_MAX or not message.resource.isprintable():
-        raise bad_request(f"The resource's name has to have 1 to {NAME_LENGTH_MAX} printable characters.")
+    if not 0 < len(message.resource) <= wire.NAME_LENGTH_MAX or not message.resource.isprintable():
+        raise bad_request(f"The resource's name has to have 1 to {wire.NAME_LENGTH_MAX} printable characters.")
     replica, caller = _replica(request), request.scope["state"][CALLER]
     other = await replica.store.announce(message.resource, message.nudge_url, caller)
     if other is not None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from coordinator.protocol.messages import BRANCHES_MAX, Ask, Begin, BranchRef, Confirm, Decide, Register, Request, Wait
+from coordinator.protocol.messages import (
+    BRANCHES_MAX,
+    NAME_LENGTH_MAX,
+    Ask,
+    Begin,
+    BranchRef,
+    Confirm,
+    Decide,
+    Register,
+    Request,
+    Wait,
+)
 from coordinator.protocol.statuses import BranchState
-
-NAME_LENGTH_MAX = 200
-"""Characters of a transaction's or a resource's name."""
 
 DEADLINE_MAX_MS = 253_402_300_799_000
 """The last instant that a deadline may name: the end of the year 9999."""

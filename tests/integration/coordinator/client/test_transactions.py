@@ -165,6 +165,15 @@ async def test_no_branch_starts_after_the_deadline(bank: Bank) -> None:
             await bank.coordinator.run_branch(bank.east, add_east(-10))
 
 
+async def test_a_name_that_the_coordinator_would_refuse_is_refused_at_once(bank: Bank) -> None:
+    """Not when the commit is sent, with rows locked until the deadline."""
+    for name in ("x" * 201, "two\nlines", "\udcff"):
+        with pytest.raises(ValueError, match="printable"):
+            bank.coordinator.global_transaction(name)
+        with pytest.raises(ValueError, match="no resource name"):
+            bank.coordinator.resource(name, bank.pool)
+
+
 async def test_branches_may_run_at_the_same_time(bank: Bank) -> None:
     """asyncio.gather inside a block makes branches of one transaction."""
     async with bank.coordinator.global_transaction("both") as tx:

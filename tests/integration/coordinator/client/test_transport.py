@@ -17,7 +17,7 @@ from uuid import UUID
 import pytest
 from aiohttp import web
 
-from coordinator.client.transport import HINTS_MAX, Transport
+from coordinator.client.transport import HINT_AGE_S, HINT_LINGER_S, HINTS_MAX, Transport
 from coordinator.protocol.errors import CallerRefused, CoordinatorError, CoordinatorUnavailable, OutcomeUnknown
 from coordinator.protocol.messages import Ask, Begin, BranchRef, Decide, Register, Wait
 from coordinator.protocol.statuses import Decision
@@ -199,6 +199,20 @@ async def test_a_refused_decision_is_an_error_with_the_coordinators_words() -> N
         coordinator.script = lambda path, body: web.json_response([{"type": "noted"}])
         with pytest.raises(CoordinatorError, match="Noted"):
             await way.commit(decide(1), soon())
+
+
+async def test_what_cannot_be_written_does_not_end_the_way_of_others() -> None:
+    """A text that is no UTF-8 is an error to who says it; decisions and hints go on."""
+    broken = "\udcff"
+    async with scripted() as coordinator, transport(coordinator.url) as way:
+        with pytest.raises(CoordinatorError, match="cannot be said"):
+            await way.commit(Decide(UUID(int=1), broken, 2_000_000_000_000, True, []), soon())
+        assert (await way.commit(decide(2), soon())).decision == Decision.COMMITTED
+        way.hint(Begin(UUID(int=3), broken, 0))
+        await asyncio.sleep(HINT_AGE_S + HINT_LINGER_S + 0.1)
+        way.hint(Begin(UUID(int=4), "test", 0))
+        async with asyncio.timeout(5):
+            await coordinator.has(2)
 
 
 async def test_closing_ends_what_still_waits() -> None:

@@ -41,7 +41,7 @@ def test_the_branches_header_says_what_it_was_given(refs: list[BranchRef]) -> No
     assert parse_branches(format_branches(tuple(refs))) == refs
 
 
-@pytest.mark.parametrize("header", ["east", "east:", ":7", "east:not-a-uuid", "east:1,west"])
+@pytest.mark.parametrize("header", ["east", "east:", ":7", "east:not-a-uuid", "east:1,west", f"\udcff:{UUID(int=7)}"])
 def test_a_header_that_is_no_list_of_branches_is_refused(header: str) -> None:
     """ValueError, never a half-read list."""
     with pytest.raises(ValueError):
