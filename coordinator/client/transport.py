@@ -207,6 +207,10 @@ class Transport:
                     return _outcome(await said.answer)
             except TimeoutError:
                 raise OutcomeUnknown(_unknown(request)) from None
+            except CallerRefused as error:
+                if attempt:  # who did not answer before may have taken it
+                    raise OutcomeUnknown(_unknown(request)) from error
+                raise
             except CoordinatorUnavailable as error:
                 pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, self._dice)
                 if self._http is None or self._clock() + pause_s >= until_s:
@@ -369,7 +373,7 @@ class Transport:
         timeout = _POST_TIMEOUT
         if timeout_s != POST_TIMEOUT_S:
             timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-        problems = []
+        problems: list[str] = []
         first = self._preferred
         for turn in range(len(self._urls)):
             index = (first + turn) % len(self._urls)
@@ -380,7 +384,11 @@ class Transport:
                     if response.status in (200, 201, 202, 204):
                         return answer
                     if response.status in (401, 403):
-                        raise CallerRefused(f"the coordinator at {url} refused us: {answer[:300]!r}")
+                        refused = CallerRefused(f"the coordinator at {url} refused us: {answer[:300]!r}")
+                        if not problems:
+                            raise refused
+                        # Who did not answer before may have taken it: that is no refusal yet.
+                        raise CoordinatorUnavailable("no answer: " + "; ".join(problems)) from refused
                     if 400 <= response.status < 500 and response.status not in (404, 408, 425, 429):
                         raise CoordinatorError(f"the coordinator refused it ({response.status}): {answer[:300]!r}")
                     problems.append(f"{url}: status {response.status}")

@@ -180,6 +180,18 @@ async def test_a_caller_that_is_not_let_in_is_told_at_once() -> None:
         assert len(coordinator.lists) == 1
 
 
+async def test_a_refusal_after_a_lost_answer_is_an_unknown_outcome() -> None:
+    """A replica that did not answer may have decided; that another does not let us in says nothing of it."""
+    async with scripted() as silent, scripted() as strict:
+        silent.script = lambda path, body: web.Response(status=502)
+        strict.script = lambda path, body: web.Response(status=401)
+        async with transport(silent.url, strict.url) as way:
+            with pytest.raises(OutcomeUnknown):
+                await way.commit(decide(1), soon())
+            with pytest.raises(CallerRefused):
+                await way.commit(decide(2), soon())
+
+
 @pytest.mark.parametrize("answer", ["[]", "{}", "no json", '[{"type":"noted"},{"type":"noted"}]'])
 async def test_an_answer_that_is_not_one_counts_as_none(answer: str) -> None:
     """It is asked again, and never taken for a decision."""
