@@ -37,6 +37,7 @@ class Scope:
         self.deadline_ms = deadline_ms
         self.rollback_only: str | None = None
         self.decided = False
+        self.answered = False
         self.touched = False
         self.called = False
         self._noted: dict[UUID, BranchRef] = {}
@@ -100,10 +101,13 @@ class Scope:
     def running(self) -> Iterator[None]:
         """Counts a branch as open while it runs, so that nothing is decided over its head.
 
-        Raises NoGlobalTransaction when the transaction is decided: a task has outlived the block that started it.
+        Raises NoGlobalTransaction when the transaction is decided, or its branches were named to the caller: a task has
+        outlived the block or the request that started it.
         """
         if self.decided:
             raise NoGlobalTransaction(f"transaction {self.xid} is decided already; it takes no more branches")
+        if self.answered:
+            raise NoGlobalTransaction(f"the branches of transaction {self.xid} are named already; it takes no more")
         self.touched = True
         self._open += 1
         try:
@@ -131,6 +135,12 @@ class Participant(Scope):
         super().__init__(xid, "", deadline_ms)
         self.call = call
         self._ordinals: dict[ResourceName, int] = defaultdict(int)
+
+    def answer(self) -> None:
+        """Its branches are named to the caller now: none may come after, and those that still run doom the whole."""
+        if self.open_branches and not self.answered:
+            self.mark_rollback_only(f"{self.open_branches} branches or calls were still running when it was answered")
+        self.answered = True
 
     def next_branch(self, resource: ResourceName) -> BranchId:
         """The id that this call's next branch in `resource` has, in the first call and in every repeat."""

@@ -161,7 +161,10 @@ class Coordinator:
             raise DeadlinePassed(f"the call came after the deadline of global transaction {xid}")
         scope = context.Participant(xid, call, deadline_ms)
         with context.bound(scope):
-            yield scope
+            try:
+                yield scope
+            finally:
+                scope.answer()
 
     # Branches
 

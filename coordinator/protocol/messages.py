@@ -18,6 +18,9 @@ MESSAGES_MAX = 1000
 BRANCHES_MAX = 1000
 """Branches that one transaction may name."""
 
+DEADLINE_MAX_MS = 253_402_300_799_000
+"""The last instant that a deadline may name: the end of the year 9999."""
+
 NAME_LENGTH_MAX = 200
 """Characters of a transaction's or a resource's name; they are printable."""
 

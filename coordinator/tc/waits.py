@@ -14,12 +14,11 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from coordinator.protocol.messages import Ask, Outcome, Wait, WaitAnswer
+from coordinator.protocol.messages import DEADLINE_MAX_MS, Ask, Outcome, Wait, WaitAnswer
 from coordinator.protocol.statuses import Decision, Reason
 from coordinator.tc.batches import Abort, Batches, Overloaded
 from coordinator.tc.config import Limits
 from coordinator.tc.core.backoff import Backoff
-from coordinator.tc.core.checks import DEADLINE_MAX_MS
 from coordinator.tc.core.cycles import victims
 from coordinator.tc.store import STORE_ERRORS, Connection, Store, StoreUnavailable
 

@@ -53,7 +53,14 @@ class TransactionMiddleware(Middleware):
         if carried is None:
             return
         xid, call = Xid(UUID(carried["xid"])), BranchId(UUID(carried["call"]))
-        self._bound.unbind = bind(Participant(xid, call, int(carried["deadline_ms"])))
+        participant = Participant(xid, call, int(carried["deadline_ms"]))
+        unbind = bind(participant)
+
+        def end() -> None:
+            participant.answer()
+            unbind()
+
+        self._bound.end = end
 
     def after_process_message(
         self,
@@ -64,10 +71,10 @@ class TransactionMiddleware(Middleware):
         exception: BaseException | None = None,
     ) -> None:
         """Puts back what was current before."""
-        unbind: Callable[[], None] | None = getattr(self._bound, "unbind", None)
-        if unbind is not None:
-            self._bound.unbind = None
-            unbind()
+        end: Callable[[], None] | None = getattr(self._bound, "end", None)
+        if end is not None:
+            self._bound.end = None
+            end()
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """As after_process_message."""

@@ -20,7 +20,7 @@ from coordinator.client.context import HEADER_ROLLBACK_ONLY, Participant, format
 from coordinator.client.coordinator import Coordinator
 from coordinator.protocol.errors import CallerRefused, DeadlinePassed
 from coordinator.protocol.ids import HEADER_BRANCH, HEADER_BRANCHES, HEADER_DEADLINE, HEADER_XID, BranchId, Xid
-from coordinator.protocol.messages import Nudge
+from coordinator.protocol.messages import DEADLINE_MAX_MS, Nudge
 from coordinator.protocol.tokens import TokenVerifier
 
 NUDGE_PATH = "/coordinator/nudge"
@@ -75,10 +75,13 @@ class TransactionMiddleware(ASGIMiddleware):
 
 def _read(headers: Mapping[bytes, bytes]) -> tuple[Xid, BranchId, int]:
     """The transaction that a request carries. Raises KeyError, ValueError."""
-    xid, call, deadline_ms = (
+    xid, call, deadline = (
         headers[name.lower().encode()].decode("ascii") for name in (HEADER_XID, HEADER_BRANCH, HEADER_DEADLINE)
     )
-    return Xid(UUID(xid)), BranchId(UUID(call)), int(deadline_ms)
+    deadline_ms = int(deadline)
+    if not 0 <= deadline_ms <= DEADLINE_MAX_MS:
+        raise ValueError(f"{deadline[:40]} is no instant in milliseconds since 1970")
+    return Xid(UUID(xid)), BranchId(UUID(call)), deadline_ms
 
 
 def _naming(participant: Participant, send: Send) -> Send:
@@ -86,6 +89,7 @@ def _naming(participant: Participant, send: Send) -> Send:
 
     async def naming(message: Message) -> None:
         if message["type"] == "http.response.start":
+            participant.answer()
             added = [(HEADER_BRANCHES.lower().encode(), format_branches(participant.branches).encode())]
             if participant.rollback_only is not None:
                 reason = participant.rollback_only.encode("ascii", "replace").decode().replace("\n", " ")
@@ -119,7 +123,7 @@ def nudge_route(coordinator: Coordinator, path: str = NUDGE_PATH) -> HTTPRouteHa
             return _problem(403, "Not the coordinator", f"only {NUDGER!r} may nudge, not {caller!r}")
         try:
             confirms = await coordinator.nudged(msgspec.json.decode(await request.body(), type=Nudge))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             return _problem(400, "Nudge cannot be read", str(error))
         except ValueError as error:
             return _problem(404, "Resource not here", str(error))

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from coordinator.protocol.messages import (
     BRANCHES_MAX,
+    DEADLINE_MAX_MS,
     NAME_LENGTH_MAX,
     Ask,
     Begin,
@@ -17,9 +18,6 @@ from coordinator.protocol.messages import (
     Wait,
 )
 from coordinator.protocol.statuses import BranchState
-
-DEADLINE_MAX_MS = 253_402_300_799_000
-"""The last instant that a deadline may name: the end of the year 9999."""
 
 NIL = UUID(int=0)
 BRANCH_STATES = frozenset(int(state) for state in BranchState)

@@ -16,6 +16,7 @@ import pytest
 import structlog
 import uvicorn
 from litestar import Litestar, Request, Response, get, post
+from litestar.background_tasks import BackgroundTask
 
 from coordinator.client import (
     CallFailed,
@@ -23,6 +24,7 @@ from coordinator.client import (
     CallOutcomeUnknown,
     Coordinator,
     DeadlinePassed,
+    NoGlobalTransaction,
     Resource,
     TransactionRolledBack,
     current,
@@ -87,6 +89,27 @@ def shop_app(coordinator: Coordinator, west: Resource[Any], nudged: list[str]) -
         xid = structlog.contextvars.get_contextvars().get("xid")
         return Response({"balance": balance, "xid": xid}, status_code=201)
 
+    async def late() -> None:
+        try:
+            await coordinator.run_branch(west, add_west(10))
+        except NoGlobalTransaction as error:
+            nudged.append(str(error))
+
+    @post("/after/{running:int}")
+    async def after(running: int) -> Response[None]:
+        if not running:
+            return Response(None, background=BackgroundTask(late))
+
+        async def slowly(connection: Any) -> None:
+            await asyncio.sleep(0.3)
+            await add_west(10)(connection)
+
+        tasks.append(asyncio.create_task(coordinator.run_branch(west, slowly)))
+        await asyncio.sleep(0.1)
+        return Response(None)
+
+    tasks: list[asyncio.Task[Any]] = []
+
     @get("/whoami")
     async def whoami() -> dict[str, bool]:
         return {"inside": current() is not None}
@@ -100,7 +123,7 @@ def shop_app(coordinator: Coordinator, west: Resource[Any], nudged: list[str]) -
             nudged.append(request.url.path)
 
     return Litestar(
-        [add, whoami, refusal, nudge_route(coordinator)],
+        [add, after, whoami, refusal, nudge_route(coordinator)],
         middleware=[TransactionMiddleware(coordinator)],
         before_request=count,
         openapi_config=None,
@@ -281,6 +304,7 @@ async def test_outside_a_transaction_it_is_a_plain_client(shop: Shop) -> None:
         ({"Authorization": ""}, 401),
         ({"X-Tx-Branch": "seven"}, 400),
         ({"X-Tx-Deadline": "tomorrow"}, 400),
+        ({"X-Tx-Deadline": "9" * 18}, 400),
         ({"X-Tx-Deadline": "1000"}, 409),
     ],
 )
@@ -325,3 +349,25 @@ async def forwarding_proxy(shop: Shop, fate: Callable[[str, bytes], Fate]) -> As
     async with http_proxy(shop.url) as proxy:
         proxy.fate = fate
         yield TransactionalClient(shop.http, base_url=proxy.url, tokens=shop.bank.tc.tokens(), audience="shop")
+
+
+async def test_no_branch_is_made_after_the_answer_that_names_them(shop: Shop) -> None:
+    """What runs after the answer is refused a branch: it would be undone as one that nobody named."""
+    async with shop.bank.coordinator.global_transaction("book") as tx:
+        await shop.client.request("POST", "/after/0")
+        while not shop.nudged:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+        assert tx.branches == ()
+    assert "are named already" in shop.nudged[0]
+    await shop.bank.quiet()
+    assert await balances(shop) == (100, 100)
+
+
+async def test_a_branch_that_still_runs_at_the_answer_dooms_the_transaction(shop: Shop) -> None:
+    """The caller cannot name it, so it must not commit."""
+    with pytest.raises(TransactionRolledBack, match="still running"):
+        async with shop.bank.coordinator.global_transaction("book"):
+            await shop.bank.coordinator.run_branch(shop.bank.east, add_east(-10))
+            await shop.client.request("POST", "/after/1")
+    await shop.bank.quiet()
+    assert await balances(shop) == (100, 100)
