@@ -138,14 +138,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('n', 'd')));
 $$;
 
--- The unique and exclusion indexes besides the primary key (those of the root for a partitioned table).
+-- The unique and exclusion indexes besides the primary key: for a partitioned table those of the root, which stand for
+-- their parts, and those that a partition has for itself.
 CREATE OR REPLACE FUNCTION at.unique_indexes(relation regclass)
 RETURNS TABLE (index_id oid, is_plain boolean, is_unique boolean, nulls_equal boolean)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT i.indexrelid, i.indexprs IS NULL AND i.indpred IS NULL AND i.indisunique AND NOT i.indisexclusion,
            i.indisunique AND NOT i.indisexclusion, i.indnullsnotdistinct
     FROM pg_index i
-    WHERE i.indrelid = unique_indexes.relation AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary
+    WHERE i.indrelid IN (SELECT at.tree(unique_indexes.relation)) AND (i.indisunique OR i.indisexclusion)
+      AND NOT i.indisprimary AND NOT EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = i.indexrelid)
     ORDER BY i.indexrelid::regclass::text;
 $$;
 

@@ -57,9 +57,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(a.attname ORDER BY a.attnum) FROM pg_attribute a
     WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped AND EXISTS (
         SELECT FROM at.unique_indexes(relation) u JOIN pg_index i ON i.indexrelid = u.index_id
-        WHERE a.attnum = ANY (i.indkey) OR EXISTS (
+        JOIN pg_attribute x ON x.attrelid = i.indrelid AND x.attname = a.attname  -- a partition has its own numbers
+        WHERE x.attnum = ANY (i.indkey) OR EXISTS (
             SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = u.index_id
-                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum));
+                AND d.refclassid = 'pg_class'::regclass AND d.refobjid = x.attrelid AND d.refobjsubid = x.attnum));
 $$;
 
 -- That these columns are, bit by bit, as they were.

@@ -141,6 +141,28 @@ async def test_values_freed_on_an_expression_index_are_guarded(shop: asyncpg.Con
     await shop.execute("INSERT INTO line VALUES (50, 1)")
 
 
+async def test_values_freed_on_a_partitions_own_index_are_guarded(connection: asyncpg.Connection) -> None:
+    """An index that only a partition has counts as well, whatever its columns' numbers, and where values swap."""
+    await connection.execute(
+        """
+        CREATE TABLE month (id int, m int, code text, PRIMARY KEY (id, m)) PARTITION BY LIST (m);
+        CREATE TABLE month_1 (code text, m int NOT NULL, id int NOT NULL);
+        ALTER TABLE month ATTACH PARTITION month_1 FOR VALUES IN (1);
+        INSERT INTO month VALUES (1, 1, 'a'), (2, 1, 'b');
+        """
+    )
+    await install(connection, managed=["month"])
+    await connection.execute("CREATE UNIQUE INDEX ON month_1 (code); CREATE UNIQUE INDEX ON month_1 (lower(code), m)")
+    xid = uuid4()
+    await run_branch(connection, xid, "UPDATE month SET code = 'c' WHERE id = 1")
+    assert (await _conflict(connection.execute("INSERT INTO month VALUES (3, 1, 'a')"))).holder == xid
+    await run_branch(
+        connection, xid, "UPDATE month_1 SET code = 'a' WHERE id = 2", "UPDATE month SET code = 'b' WHERE id = 1"
+    )
+    assert (await undo(connection, xid)).state is BranchState.UNDONE
+    assert await rows_of(connection, "month") == ["(1,1,a)", "(2,1,b)"]
+
+
 async def test_generated_values_are_guarded_too(connection: asyncpg.Connection) -> None:
     """In unique indexes and on either side of a foreign key: the undo that needs them succeeds."""
     await connection.execute(
