@@ -193,7 +193,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             at.undo_table(relation), at.same_image('at_i.before', 'at_i.after')), 'at__xid, '),
         at.index_values(u.index_id, 'at_new', ''),
         (SELECT string_agg(CASE WHEN u.nulls_equal THEN format(
-                    '(at_v.at__u%1$s %2$s at_w.at__u%1$s OR at_v.at__u%1$s IS NULL AND at_w.at__u%1$s IS NULL)', k, e)
+                    '(at_v.at__u%1$s %2$s at_w.at__u%1$s OR at_v.at__u%1$s IS NOT DISTINCT FROM NULL AND at_w.at__u%1$s IS NOT DISTINCT FROM NULL)', k, e)
                 ELSE format('at_v.at__u%1$s %2$s at_w.at__u%1$s', k, e) END, ' AND ' ORDER BY k)
          FROM pg_index x CROSS JOIN LATERAL generate_series(1, x.indnkeyatts) AS k
          CROSS JOIN LATERAL at.equality(x.indclass[k - 1]) AS e WHERE x.indexrelid = u.index_id)) END

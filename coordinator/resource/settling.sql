@@ -19,10 +19,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         at.key_list(relation, 'at_t.%1$I'));
 $$;
 
--- The row as it is now: its image, or NULL where there is none.
+-- The row as it is now: its image, or NULL where there is none. A key column is never NULL, but a composite one with a
+-- NULL in it would not be IS NOT NULL.
 CREATE OR REPLACE FUNCTION at.image_now(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('CASE WHEN at_t.%I IS NOT NULL THEN %s END',
+    SELECT format('CASE WHEN at_t.%I IS DISTINCT FROM NULL THEN %s END',
         (SELECT k.column_name FROM at.key(relation) k WHERE k.ordinal = 1), at.image(relation, 'at_t'));
 $$;
 
@@ -108,7 +109,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                   relation, at.key_match(relation, 'at_l', 'at_t')), 'the restored row is not there'
     UNION ALL
     SELECT format('at_l.before IS DISTINCT FROM NULL AND %s AND NOT EXISTS (SELECT FROM %s at_p WHERE %s)',
-                  (SELECT string_agg(format('(at_l.before).%I IS NOT NULL', c), ' AND ') FROM unnest(f.child_columns) AS c),
+                  (SELECT string_agg(format('(at_l.before).%I IS DISTINCT FROM NULL', c), ' AND ') FROM unnest(f.child_columns) AS c),
                   f.parent, at.fk_match('at_p.%I', f.parent_columns, '(at_l.before).%I', f.child_columns, f.equals)),
            format('the restored row would break foreign key %s', f.name)
     FROM at.foreign_keys() f WHERE f.child = verify_conditions.relation AND f.validated

@@ -364,6 +364,23 @@ async def test_columns_added_and_dropped_between_the_phases_are_followed(bank: a
     assert (await rows_of(bank, "account"))[0] == "(1,10,kept)"
 
 
+async def test_a_composite_key_with_a_null_inside_is_undone(bank: asyncpg.Connection) -> None:
+    """PostgreSQL finds such a value neither IS NULL nor IS NOT NULL; it is a value."""
+    await bank.execute(
+        """
+        CREATE TYPE place AS (row int, seat text);
+        CREATE TABLE taken (at place PRIMARY KEY, who text);
+        INSERT INTO taken VALUES (ROW(1, NULL), 'ann'), (ROW(NULL, NULL), 'bob'), (ROW(2, 'b'), 'cy');
+        """
+    )
+    await install(bank, managed=["account", "taken"])
+    before = await rows_of(bank, "taken")
+    xid = uuid4()
+    await run_branch(bank, xid, "UPDATE taken SET who = 'dan'", "DELETE FROM taken WHERE at = ROW(2, 'b')::place")
+    assert (await undo(bank, xid)).state is BranchState.UNDONE
+    assert await rows_of(bank, "taken") == before
+
+
 async def test_a_large_branch_is_undone_exactly(bank: asyncpg.Connection) -> None:
     """Ten thousand rows in one statement, and unique values that change places."""
     await bank.execute(
