@@ -51,6 +51,29 @@ VALUES: dict[str, Make] = {
     "dm": _one_of("1", "99", "NULL"),
     "tv": _one_of("to_tsvector('simple', 'a b c')", "NULL"),
     "t": _text,
+    "uu": _one_of("'00000000-0000-0000-0000-000000000001'::uuid", "'ffffffff-ffff-ffff-ffff-ffffffffffff'", "NULL"),
+    "tsl": _one_of("'infinity'", "'2026-11-25 10:00:00.123456'", "NULL"),
+    "ti": _one_of("'24:00'", "'00:00:00.000001'", "NULL"),
+    "tz": _one_of("'12:00+02'", "'10:00+00'", "NULL"),
+    "vc": _one_of("'a'", "'a  '", "''", "NULL"),
+    "vb": _one_of("B''", "B'0101'", "NULL"),
+    "i2": _one_of("-32768", "7", "NULL"),
+    "cd": _one_of("'10.0.0.0/8'", "'::/0'", "NULL"),
+    "mac": _one_of("'08:00:2b:01:02:03'", "NULL"),
+    "tq": _one_of("'a & !b'", "''", "NULL"),
+    "jp": _one_of("'$.a[*] ? (@ > 1)'", "'strict $'", "NULL"),
+    "ls": _one_of("'[(0,0),(-0,1)]'", "NULL"),
+    "bx": _one_of("'(1,1),(0,0)'", "NULL"),
+    "pa": _one_of("'[(0,0),(1,1)]'", "'((0,0),(1,1))'", "NULL"),
+    "po": _one_of("'((0,0),(1,1),(1,0))'", "NULL"),
+    "ci": _one_of("'<(0,0),1>'", "NULL"),
+    "ln": _one_of("'{1,-1,0}'", "NULL"),
+    "ea": _one_of("'{red,NULL}'", "'{}'", "NULL"),
+    "ca": _one_of("ARRAY[ROW(1, 'x'), ROW(NULL, NULL), NULL]::comp[]", "'{}'", "NULL"),
+    "ra": _one_of("""'{"[1,5)",empty,NULL}'""", "NULL"),
+    "oi": _one_of("0", "4294967295", "NULL"),
+    "nm": _one_of("'Näme'", "''", "NULL"),
+    "ls2": _one_of("'0/0'", "'FFFFFFFF/FFFFFFFF'", "NULL"),
     "u": _number(1, 14),
     "w": _number(1, 6),
     "flag": _one_of("true", "false", "NULL"),
@@ -97,6 +120,30 @@ TABLES = (
     Table(
         "excl", {"id": _ID}, ("rg", "w"), makers={"rg": lambda d: f"int4range({d.randint(1, 9)}, {d.randint(10, 12)})"}
     ),
+    Table(
+        "motley",
+        {
+            "nu": _one_of("1", "1.0", "1.00", "'NaN'::numeric", "'-Infinity'::numeric", "2"),
+            "fo": _one_of("'x'", "'X'", "'é'", "'É'", "''"),
+            "ts": _one_of(
+                "timestamptz 'infinity'", "timestamptz '2026-10-25 02:30+02'", "timestamptz '2026-10-25 00:31+00'"
+            ),
+        },
+        ("w", "t"),
+        makers={"w": _number(1, 30)},
+    ),
+    Table(
+        "exotic",
+        {
+            "co": _one_of("ROW(1, 'x')::comp", "ROW(NULL, NULL)::comp", "ROW(1, NULL)::comp"),
+            "e": _one_of("'red'::colour", "'dark blue'::colour"),
+            "arr": _one_of("'{}'::int[]", "'[3:4]={1,NULL}'::int[]", "'{1,NULL}'::int[]"),
+            "by": _one_of(r"'\x00'::bytea", "''::bytea"),
+            "uu": _one_of("repeat('0', 32)::uuid", "repeat('f', 32)::uuid"),
+        },
+        ("n", "w"),
+    ),
+    Table("hashed", {"id": _ID}, ("u", "t"), parts=("hashed_0", "hashed_1")),
     Table("onlykey", {"k": _ID}, ()),
     Table("genkey", {"id": _ID}, ("w",), conflict="tenfold"),
 )
@@ -196,7 +243,8 @@ def _partly_read(table: Table, dice: Random) -> str:
 def _insert_select(table: Table, dice: Random) -> str:
     key = list(table.keys)[-1] if table.name in ("pair",) else next(iter(table.keys))
     columns = _columns(table)
-    values = ", ".join(f"{c} + {dice.choice([30, 1, 5])}" if c == key else c for c in columns)
+    moved = table.make(key, dice) if table.name == "exotic" else f"{key} + {dice.choice([30, 1, 5])}"
+    values = ", ".join(moved if c == key else c for c in columns)
     if table.name == "pair":
         values = values.replace("u,", "u + 40,")
     return (
@@ -225,6 +273,71 @@ def _swap(table: Table, dice: Random) -> str:
     return f"UPDATE {table.name} SET {_assignments(table, dice)}" if table.columns else _delete(table, dice)
 
 
+def _update_from(table: Table, dice: Random) -> str:
+    """Joins the table with itself; a row that is met several times is changed once, by any of them."""
+    if not table.columns:
+        return _delete_using(table, dice)
+    column, key = dice.choice(table.columns), dice.choice(list(table.keys))
+    return (
+        f"UPDATE {table.name} AS t SET {column} = o.{column} FROM {table.name} AS o "
+        f"WHERE t.{key} {dice.choice(['<', '>=', '<>'])} o.{key} RETURNING t.*"
+    )
+
+
+def _delete_using(table: Table, dice: Random) -> str:
+    other, key = dice.choice(TABLES), dice.choice(list(table.keys))
+    return (
+        f"DELETE FROM {table.name} AS t USING {other.name} AS o "
+        f"WHERE t.{key} = {table.make(key, dice)} AND o.{next(iter(other.keys))} IS NOT NULL"
+    )
+
+
+def _upsert_where(table: Table, dice: Random) -> str:
+    if not table.columns:
+        return _insert_quietly(table, dice)
+    return (
+        f"{_upsert(table, dice)} WHERE {table.name}.{next(iter(table.keys))} {dice.choice(['IS NOT NULL', 'IS NULL'])}"
+    )
+
+
+def _merge_away(table: Table, dice: Random) -> str:
+    """What the source does not have is deleted or changed too."""
+    key = next(iter(table.keys))
+    missing = f"UPDATE SET {_assignments(table, dice)}" if table.columns and dice.random() < 0.5 else "DELETE"
+    return (
+        f"MERGE INTO {table.name} t USING (SELECT {table.make(key, dice)} AS k) s ON t.{key} = s.k "
+        f"WHEN NOT MATCHED BY SOURCE AND t.{key} {dice.choice(['<', '>'])} {table.make(key, dice)} THEN {missing} "
+        f"WHEN MATCHED THEN {f'UPDATE SET {_assignments(table, dice)}' if table.columns else 'DO NOTHING'}"
+    )
+
+
+def _by_cursor(table: Table, dice: Random) -> str:
+    if table.parts:  # PostgreSQL refuses a cursor whose query leaves partitions out
+        return _delete(table, dice)
+    change = f"UPDATE {table.name} SET {_assignments(table, dice)}" if table.columns else f"DELETE FROM {table.name}"
+    return (
+        f"DO $do$ DECLARE c CURSOR FOR SELECT FROM {table.name} WHERE {_predicate(table, dice)} FOR UPDATE; BEGIN "
+        f"FOR r IN c LOOP {change} WHERE CURRENT OF c; END LOOP; END $do$"
+    )
+
+
+def _by_view(table: Table, dice: Random) -> str:
+    row = f"({dice.randint(1, 12)}, 'seen', {dice.randint(1, 9)})"
+    return dice.choice(
+        [
+            f"INSERT INTO seen (id, t, n) VALUES {row} ON CONFLICT (id) DO UPDATE SET n = excluded.n + 1",
+            f"UPDATE seen SET n = n + 1, t = {_text(dice)} WHERE id < {dice.randint(1, 12)}",
+            f"DELETE FROM seen WHERE id = {dice.randint(1, 12)}",
+        ]
+    )
+
+
+def _caught_inside(table: Table, dice: Random) -> str:
+    """A block whose last statement fails, and with it those before; what comes after stays."""
+    inner = f"{_update(table, dice)}; {_insert_quietly(table, dice)}; RAISE division_by_zero;"
+    return f"DO $do$ BEGIN BEGIN {inner} EXCEPTION WHEN division_by_zero THEN {_delete(table, dice)}; END; END $do$"
+
+
 def _in_a_block(table: Table, dice: Random) -> str:
     inner = f"{_update(table, dice)}; {_upsert(table, dice)}; {_delete(table, dice)};"
     return f"DO $do$ BEGIN {inner} END $do$"
@@ -232,7 +345,8 @@ def _in_a_block(table: Table, dice: Random) -> str:
 
 KINDS = (
     _insert, _insert_quietly, _insert_quietly, _upsert, _upsert, _update, _update, _change_key, _delete, _replace,
-    _two_updates, _across, _partly_read, _insert_select, _merge, _merge, _swap, _in_a_block,
+    _two_updates, _across, _partly_read, _insert_select, _merge, _merge, _swap, _in_a_block, _update_from,
+    _delete_using, _upsert_where, _merge_away, _by_cursor, _by_view, _caught_inside,
 )  # fmt: skip
 
 

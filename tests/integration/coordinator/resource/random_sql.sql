@@ -2,11 +2,16 @@ CREATE TYPE comp AS (x int, y text);
 CREATE TYPE colour AS ENUM ('red', 'dark blue');
 CREATE DOMAIN small AS int CHECK (value < 100);
 
+CREATE DOMAIN pairs AS comp[] CHECK (cardinality(value) < 4);
+
 CREATE TABLE wide (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     n numeric, ts timestamptz, d date, iv interval, doomed int, jb jsonb, js json, arr int[], tarr text[], by bytea,
     f float8, r4 real, co comp, e colour, rg daterange, mr int4multirange, ch char(5), qc "char", bt bit(3), pt point,
     ne inet, mo money, dm small, tv tsvector, t text,
+    uu uuid, tsl timestamp, ti time, tz timetz, vc varchar(6), vb bit varying(8), i2 smallint, cd cidr, mac macaddr,
+    tq tsquery, jp jsonpath, ls lseg, bx box, pa path, po polygon, ci circle, ln line, ea colour[], ca pairs, ra int4range[],
+    oi oid, nm name, ls2 pg_lsn,
     total numeric GENERATED ALWAYS AS (n + 1) STORED
 );
 ALTER TABLE wide DROP COLUMN doomed;
@@ -75,5 +80,19 @@ $$;
 CREATE TRIGGER b_displace BEFORE INSERT ON noisy FOR EACH ROW EXECUTE FUNCTION displace();
 
 CREATE TABLE excl (id int PRIMARY KEY, rg int4range, w int, EXCLUDE USING gist (rg WITH &&) DEFERRABLE INITIALLY DEFERRED);
+-- Keys of every kind, equal to each other in several forms; a value of a generated column is unique.
+CREATE TABLE motley (
+    nu numeric, fo varchar(9), ts timestamptz, w int, t text, gu int GENERATED ALWAYS AS (w * 2) STORED UNIQUE,
+    PRIMARY KEY (nu, fo, ts)
+);
+CREATE TABLE exotic (uu uuid, e colour, co comp, arr int[], by bytea, n numeric, w int, PRIMARY KEY (co, e, arr, by, uu));
+-- Parts by hash, one with a unique index of its own.
+CREATE TABLE hashed (id int, u int, t text, PRIMARY KEY (id)) PARTITION BY HASH (id);
+CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+CREATE TABLE hashed_1 (t text, u int, id int NOT NULL);
+ALTER TABLE hashed ATTACH PARTITION hashed_1 FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+CREATE UNIQUE INDEX ON hashed_1 (u);
+CREATE UNIQUE INDEX ON hashed_0 (lower(t)) WHERE u > 7;
+CREATE VIEW seen AS SELECT id, t, n FROM owned WHERE n < 1000;
 CREATE TABLE onlykey (k int PRIMARY KEY);
 CREATE TABLE genkey (id int, w int, tenfold int GENERATED ALWAYS AS (id * 10) STORED, PRIMARY KEY (tenfold));
