@@ -176,11 +176,27 @@ def folds(connection: Any) -> bool:
 
 
 async def sheltered(work: Awaitable[T]) -> T | None:
-    """Runs clean-up to its end even when the caller is cancelled meanwhile; bounded by CLEAN_UP_TIMEOUT_S."""
+    """Runs clean-up to its end before a cancellation of the caller goes on; bounded by CLEAN_UP_TIMEOUT_S.
+
+    It is waited for however often the caller is cancelled: what comes next works on the same session or connection.
+    """
     task = asyncio.ensure_future(work)
-    try:
-        async with asyncio.timeout(CLEAN_UP_TIMEOUT_S):
-            return await asyncio.shield(task)
-    except TimeoutError:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + CLEAN_UP_TIMEOUT_S
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done() and (left_s := until_s - loop.time()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=left_s)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not task.done():
         task.cancel()
-        return None
+    if cancelled is not None:
+        task.add_done_callback(_retrieve)
+        raise cancelled
+    return task.result() if task.done() else None
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
