@@ -94,19 +94,23 @@ class BranchConnection(asyncpg.Connection):
     async def _execute_or_abandon(self, folded: str, timeout: float | None) -> str:
         try:
             return str(await super().execute(folded, timeout=timeout))
-        except BaseException:
+        except BaseException as error:
             # asyncpg and SQLAlchemy take a BEGIN that failed for one that never was, but here the server did
             # open the transaction before the folded statement failed: close it, or the next user inherits it.
             self._top_xact = None
-            await self._abandon()
+            await self._abandon(answered=isinstance(error, PostgresError))
             raise
 
-    async def _abandon(self) -> None:
+    async def _abandon(self, *, answered: bool) -> None:
+        """Closes the transaction. Where the server has not `answered` yet, the driver does not know of it so far."""
         plain: Any = super()
         try:
             async with asyncio.timeout(ABANDON_TIMEOUT_S):
-                if not plain.is_closed() and plain.is_in_transaction():
+                if not plain.is_closed() and (plain.is_in_transaction() or not answered):
                     await plain.execute("ROLLBACK;")
+        except asyncio.CancelledError:
+            plain.terminate()
+            raise
         except (PostgresError, InterfaceError, OSError, TimeoutError):
             plain.terminate()
 

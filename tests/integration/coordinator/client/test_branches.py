@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from coordinator.client import (
     BranchAborted,
+    BranchConnection,
     BranchRefused,
     BranchRepeated,
     DeadlinePassed,
@@ -308,6 +310,31 @@ async def test_a_commit_cut_off_in_the_middle_dooms_the_transaction(bank: Bank) 
         connection.terminate()
     await bank.quiet()
     assert await bank.balance(bank.west_dsn) == 100
+
+
+async def test_a_connection_cancelled_in_its_begin_is_free_or_closed(bank: Bank) -> None:
+    """The server had opened the transaction before the folded statement was cancelled; nobody inherits it."""
+    for turns in (0, 1, 5, 20):
+        connection = await asyncpg.connect(bank.west_dsn, connection_class=BranchConnection)
+        connection.fold_enter("SELECT pg_sleep(60)")
+        beginning = asyncio.create_task(connection.transaction().start())
+        await asyncio.sleep(0.05)
+        for _ in range(2 if turns else 1):
+            beginning.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+        connection.unfold()
+        assert connection.is_closed() or await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NULL")
+        assert connection.is_closed() or not connection.is_in_transaction()
+        if not turns:
+            async with bank.coordinator.global_transaction("next"):
+                async with bank.coordinator.branch(connection, resource=bank.west):
+                    await connection.execute(UPDATE)
+        connection.terminate()
+    await bank.quiet()
+    assert await bank.balance(bank.west_dsn) == 99
 
 
 async def test_a_branch_costs_no_round_trip_more_than_a_plain_transaction(bank: Bank) -> None:
