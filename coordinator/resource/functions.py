@@ -127,7 +127,7 @@ async def undo(connection: Connection, xid: UUID, branches: Sequence[UUID] | Non
 
 
 async def unsettled(connection: Connection, limit: int = UNSETTLED_MAX) -> list[Unsettled]:
-    """Transactions with open branches, the oldest first."""
+    """Transactions with open branches, the oldest first; of more than `limit` the oldest half and a drawn half."""
     rows = await connection.fetch("SELECT * FROM at.unsettled($1)", min(limit, UNSETTLED_MAX))
     return [Unsettled(row["xid"], tuple(row["branches"]), row["deadline"]) for row in rows]
 

@@ -201,12 +201,19 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     FROM (SELECT * FROM at.locks(p_xid) l WHERE l.branch_id IS NULL LIMIT p_limit) s;
 $$;
 
+-- Transactions with open branches, the oldest first. Where there are more than `limit`, the oldest half and as many drawn
+-- from the others: many that stay undecided for long must not hide those behind them from the settle loop.
 CREATE OR REPLACE FUNCTION at.unsettled("limit" int)
 RETURNS TABLE (xid uuid, branches uuid[], deadline timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT b.xid, array_agg(b.branch_id), max(b.deadline)
-    FROM at.branch b WHERE b.state = 0
-    GROUP BY b.xid ORDER BY min(b.created_at) LIMIT unsettled."limit";
+    SELECT d.xid, d.branches, d.deadline FROM (
+        SELECT o.* FROM (
+            SELECT b.xid, array_agg(b.branch_id) AS branches, max(b.deadline) AS deadline, min(b.created_at) AS since,
+                   row_number() OVER (ORDER BY min(b.created_at)) AS place
+            FROM at.branch b WHERE b.state = 0 GROUP BY b.xid
+        ) AS o
+        ORDER BY CASE WHEN o.place <= (unsettled."limit" + 1) / 2 THEN -1 ELSE random() END LIMIT unsettled."limit"
+    ) AS d ORDER BY d.since;
 $$;
 
 CREATE OR REPLACE FUNCTION at.states(xid uuid) RETURNS TABLE (branch_id uuid, state smallint)

@@ -317,6 +317,21 @@ async def test_unsettled_lists_open_transactions_oldest_first(bank: asyncpg.Conn
     assert [item.xid for item in await unsettled(bank, limit=1)] == [first]
 
 
+async def test_unsettled_hides_nothing_behind_many_that_stay(bank: asyncpg.Connection) -> None:
+    """The oldest are always among them, and each of the others sooner or later."""
+    xids = [uuid4() for _ in range(12)]
+    for number, xid in enumerate(xids):
+        await run_branch(bank, xid, f"INSERT INTO account VALUES ({100 + number}, NULL, 1)")
+    seen: set[UUID] = set()
+    for _ in range(200):
+        page = [one.xid for one in await unsettled(bank, 4)]
+        assert page[:2] == xids[:2]
+        assert page == sorted(page, key=xids.index)
+        assert len(set(page)) == 4
+        seen.update(page)
+    assert seen == set(xids)
+
+
 async def test_purge_removes_what_is_settled_and_past_its_deadline(bank: asyncpg.Connection) -> None:
     """Open branches stay however old they are; settled ones and tombstones stay until deadline and grace are over."""
     done, open_xid = uuid4(), uuid4()
