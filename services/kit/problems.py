@@ -30,8 +30,11 @@ NAMED_FIELD = re.compile(r"(?:unknown|required) field `([^`]*)`")
 WHOLE_BODY = "data"
 """The key under which the validation reports what concerns the body itself."""
 
-UNSTORABLE_TEXT = "22021"
-"""SQLSTATE of a text with a NUL in it."""
+UNSTORABLE_TEXT = frozenset({"22021", "22P05"})
+"""SQLSTATEs of a text with a NUL in it: in a column of text, and inside a jsonb document."""
+
+TOO_DEEP = "while deserializing"
+"""How the decoder of JSON says, as a RecursionError, that a body is nested deeper than it follows."""
 
 AWAY_CLASSES = ("08", "53", "57")
 """Classes of SQLSTATEs by which a server says that it cannot serve at the moment, whatever it was asked."""
@@ -185,7 +188,9 @@ def problem_for(error: BaseException) -> Problem | None:
         case HTTPException():
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
             return Problem(error.status_code, code, error.detail, headers=error.headers)
-        case DBAPIError() if getattr(error.orig, "sqlstate", None) == UNSTORABLE_TEXT:
+        case RecursionError() if TOO_DEEP in str(error):
+            return bad_request("The body is nested too deeply. Send what the API describes.", code="invalid-request")
+        case DBAPIError() if getattr(error.orig, "sqlstate", None) in UNSTORABLE_TEXT:
             return bad_request("A text holds a character that cannot be stored (NUL). Leave it out.", code="bad-text")
         case OperationalError() | InterfaceError():
             return unavailable("database-unavailable", "A database does not answer. Nothing was done; try again.")

@@ -210,6 +210,18 @@ async def test_a_care_entry_names_a_pet_of_the_stay_and_a_day_that_has_come(mark
     await market.done(listing.provider, order_id, "check-in")
     assert (await api.post(path, {"pet_id": str(uuid4())})).body["code"] == "pet-not-staying"
     assert (await api.post(path, {"pet_id": owner.pets[0], "day": "2999-01-01"})).body["code"] == "day-in-future"
+    assert (await api.post(path, {"pet_id": owner.pets[0], "note": "a\x00b"})).body["code"] == "bad-text"
+
+
+async def test_a_reason_that_cannot_be_stored_is_the_callers_to_change_and_changes_nothing(market: Market) -> None:
+    """A NUL has no place in a document of PostgreSQL: 400, the order as it was, and the same key may try again."""
+    listing, owner = await market.listing(1), await market.owner()
+    order_id, key = await market.booked(owner, listing), str(uuid4())
+    path = f"/api/orders/{order_id}/cancel"
+    refused = await owner.api.post(path, {"reason": "a\x00b"}, key=key)
+    assert (refused.status, refused.body["code"]) == (400, "bad-text")
+    assert await market.status(order_id) == (0, 0)
+    assert (await owner.api.post(path, {"reason": "ab"}, key=key)).status == 200
 
 
 async def test_care_entries_written_at_once_form_one_chain(market: Market) -> None:

@@ -142,6 +142,8 @@ async def test_a_care_plan_is_kept_whole(system: System) -> None:
     await api.put(path, {"feeding": "once"})
     assert (await api.get(path)).body == {**empty, "feeding": "once"}
     assert (await api.put(path, {"medicines": [{"name": "x"}]})).body["code"] == "invalid-request"
+    unstorable = await api.put(path, {"vet": {"name": "a\x00b", "phone": "021-555"}})
+    assert (unstorable.status, unstorable.body["code"]) == (400, "bad-text")
 
 
 async def test_vaccinations_are_recorded_listed_and_removed(system: System) -> None:

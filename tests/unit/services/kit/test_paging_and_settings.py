@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -84,6 +85,17 @@ def test_operating_errors_become_problems(error: Exception, status: int, code: s
     problem = problem_for(error)
     assert problem is not None
     assert (problem.status, problem.code) == (status, code)
+
+
+@pytest.mark.parametrize("nested", ["[" * 5000, '{"a":' * 5000])
+def test_a_body_that_is_nested_too_deeply_is_the_callers_to_change(nested: str) -> None:
+    """What the decoder of bodies raises for it is a 400; a recursion of our own stays a bug."""
+    with pytest.raises(RecursionError) as caught:
+        msgspec.json.decode(nested)
+    problem = problem_for(caught.value)
+    assert problem is not None
+    assert (problem.status, problem.code) == (400, "invalid-request")
+    assert problem_for(RecursionError("maximum recursion depth exceeded")) is None
 
 
 @pytest.mark.parametrize("bug", [ValueError("x"), UnmanagedTable("log"), ZeroDivisionError()])
