@@ -13,7 +13,10 @@ from uuid import UUID
 from services.kit.roles import AccountStatus
 
 USERNAME = re.compile(r"^[a-z][a-z0-9_.-]{2,63}$")
-EMAIL = re.compile(r"^[^@\s]{1,64}@[^@\s]{1,250}\.[^@\s.]{2,}$")
+SPECIAL = r'@\s\x00-\x1f\x7f"(),:;<>\[\\\]'
+"""What means something of its own in the header of an e-mail (RFC 5322, specials): it could name a second reader."""
+EMAIL = re.compile(rf"^(?!.*=\?)[^{SPECIAL}]{{1,64}}@[^{SPECIAL}]{{1,250}}\.[^{SPECIAL}.]{{2,}}$")
+"""The `=?` would begin an encoded word (RFC 2047), which is such a thing in disguise."""
 PHONE = re.compile(r"^\+?[0-9]{6,19}$")
 REFRESH_SECRET_BYTES = 32
 
