@@ -13,7 +13,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from services.kit.auth import any_user, principal_of
 from services.kit.paging import LIMIT_DEFAULT, LIMIT_MAX, Page
-from services.notification import schemas
+from services.notification import domain, schemas
 from services.notification.use_cases import Notifications
 
 Asking = Request[Any, Any, Any]
@@ -65,7 +65,7 @@ class NotificationController(Controller):
     ) -> ServerSentEvent:
         """Notifications as they come (server-sent events); with Last-Event-ID none is missed."""
         user_id = principal_of(request).user_id
-        last = int(last_event_id) if last_event_id and last_event_id.isdigit() else None
+        last = domain.number_of(last_event_id)
 
         async def events() -> AsyncIterator[ServerSentEventMessage]:
             async for item in notifications.stream(user_id, last):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from email.message import EmailMessage
@@ -32,6 +33,14 @@ KINDS = (
     "notification",
 )
 """What somebody can be told. The seed's three names are among them."""
+
+NUMBER = re.compile(r"[0-9]{1,18}")
+"""What can be a notification's number: every number of so many digits fits a bigint."""
+
+
+def number_of(last_event_id: str | None) -> int | None:
+    """The number that a reader of a live stream has seen last; None for nothing, and for what is no number of ours."""
+    return int(last_event_id) if last_event_id and NUMBER.fullmatch(last_event_id) else None
 
 
 def wants_email(preferences: Mapping[str, bool], kind: str) -> bool:

@@ -20,7 +20,7 @@ import pytest
 from coordinator.protocol.ids import uuid7
 from services.kit.broker import make_broker
 from services.notification import repository
-from services.notification.config import SPEC
+from services.notification.config import SPEC, STREAM_POLL_S
 from services.notification.use_cases import Notifications
 from tests.support.services import eventually, queued, replica
 from tests.support.system import Api, System
@@ -187,7 +187,7 @@ async def test_a_stranger_is_asked_to_log_in(system: System) -> None:
 
 
 @asynccontextmanager
-async def stream(system: System, recipient: UUID, last: int | None) -> AsyncIterator[aiohttp.StreamReader]:
+async def stream(system: System, recipient: UUID, last: int | str | None) -> AsyncIterator[aiohttp.StreamReader]:
     headers = {"Authorization": f"Bearer {system.access_token(recipient)}"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)
@@ -224,6 +224,18 @@ async def test_a_stream_goes_on_where_the_last_one_broke_off(system: System) -> 
             live = await tell(use_cases, recipient, kind="care_log")
             event = await next_event(lines)
     assert (event["event"], json.loads(event["data"])["id"]) == ("care_log", str(live))
+
+
+@pytest.mark.parametrize("last", ["9" * 19, "9" * 5000, "-1", "soon"])
+async def test_a_last_event_id_that_is_none_of_ours_begins_a_new_stream(system: System, last: str) -> None:
+    """Whatever a reader says of the last stream, the live one comes."""
+    recipient = system.new_id()
+    async with notifications(system) as use_cases:
+        await tell(use_cases, recipient)
+        async with stream(system, recipient, last) as lines:
+            await asyncio.sleep(STREAM_POLL_S)
+            live = await tell(use_cases, recipient)
+            assert json.loads((await next_event(lines))["data"])["id"] == str(live)
 
 
 async def test_a_later_number_is_never_seen_before_an_earlier_one(system: System) -> None:
