@@ -2,14 +2,16 @@
 
 The answer is kept in the branch that makes the request's effect durable, so a crash leaves both or neither. A key
 without an answer belongs to a request that is running, or whose process died: after `LEASE_S` it may be taken again.
-Errors are not kept: the same key may try again.
+Whoever was only slow finds then that the key is not theirs any more: they can neither make their effect durable nor
+free the key. Errors are not kept: the same key may try again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +27,7 @@ from services.kit.problems import Problem, bad_request, conflict, unprocessable
 HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 LEASE_S = 30
-"""Longer than a global transaction lives (10 s), so whoever takes a key again finds the first one decided."""
+"""Longer than a global transaction lives (10 s), so whoever takes a key again seldom meets the first one."""
 KEPT_H = 24
 KEY_LENGTH_MAX = 200
 
@@ -34,7 +36,7 @@ OPEN = text(
     INSERT INTO idempotency_keys (bucket, actor, key, request_hash)
     VALUES (:bucket, :actor, :key, :request_hash)
     ON CONFLICT DO NOTHING
-    RETURNING key
+    RETURNING started_at
     """
 )
 # An update, not a select: it meets the lock of a transaction that kept its answer and is not decided yet.
@@ -51,15 +53,30 @@ RETAKE = text(
     """
     UPDATE idempotency_keys SET started_at = clock_timestamp()
     WHERE bucket = :bucket AND actor = :actor AND key = :key
+    RETURNING started_at
     """
 )
+# `started_at` fences: it is another one once somebody else has taken the key.
 KEEP = text(
     """
     UPDATE idempotency_keys SET done = true, status = :status, body = :body
-    WHERE bucket = :bucket AND actor = :actor AND key = :key
+    WHERE bucket = :bucket AND actor = :actor AND key = :key AND started_at = :taken_at
+    RETURNING key
     """
 ).bindparams(bindparam("body", type_=JSONB(none_as_null=True)))
-ABANDON = text("DELETE FROM idempotency_keys WHERE bucket = :bucket AND actor = :actor AND key = :key AND NOT done")
+# Like FIND, it meets the lock of our own answer while that is being undone: before, the key would look done.
+TOUCH = text(
+    """
+    UPDATE idempotency_keys SET done = done
+    WHERE bucket = :bucket AND actor = :actor AND key = :key AND started_at = :taken_at
+    """
+)
+ABANDON = text(
+    """
+    DELETE FROM idempotency_keys
+    WHERE bucket = :bucket AND actor = :actor AND key = :key AND started_at = :taken_at AND NOT done
+    """
+)
 SWEEP = text("DELETE FROM idempotency_keys WHERE started_at < clock_timestamp() - make_interval(hours => :kept_h)")
 
 
@@ -74,21 +91,30 @@ class Reply:
 
 @dataclass(frozen=True)
 class Keyed:
-    """One request with its key. `keep` must be called in the branch that makes the effect durable."""
+    """One request with its key. `keep` must be called in the branch that makes the effect durable.
+
+    `taken_at` is when the key was taken for it; None before it was, and then there is nothing to keep.
+    """
 
     actor: UUID
     key: str
     request_hash: bytes
     bucket: int = 0
+    taken_at: datetime | None = None
 
     @property
     def _row(self) -> dict[str, Any]:
         return {"bucket": self.bucket, "actor": self.actor, "key": self.key}
 
     async def keep(self, session: AsyncSession, status: int, body: Any) -> Reply:
-        """Writes the answer beside the effect; returns it."""
+        """Writes the answer beside the effect; returns it.
+
+        Raises 409 `idempotency-in-flight` when the key's lease ended and somebody else took it: the effect is theirs.
+        """
         plain = msgspec.to_builtins(body)
-        await session.execute(KEEP, {**self._row, "status": status, "body": plain})
+        row = {**self._row, "taken_at": self.taken_at, "status": status, "body": plain}
+        if (await session.execute(KEEP, row)).first() is None:
+            raise _in_flight(f"The request with {HEADER} {self.key!r} took too long, and a repeat of it is running.")
         return Reply(status, plain)
 
 
@@ -112,15 +138,16 @@ async def once(store: Store, request: Keyed, work: Callable[[Keyed], Awaitable[R
     Raises 422 `idempotency-conflict` when the key came with another request, 409 `idempotency-in-flight` when
     the first is still running.
     """
-    known = await store.local(lambda session: _open(session, request))
-    if known is not None:
-        return known
+    opened = await store.local(lambda session: _open(session, request))
+    if isinstance(opened, Reply):
+        return opened
+    taken = replace(request, taken_at=opened)
     try:
-        reply = await work(request)
+        reply = await work(taken)
     except OutcomeUnknown:
         raise  # the key stays taken: only the decision can tell
     except BaseException:
-        await store.local(lambda session: _abandon(session, request))
+        await store.local(lambda session: _abandon(session, taken))
         raise
     return reply
 
@@ -134,10 +161,12 @@ async def sweep(store: Store) -> None:
     await store.local(work)
 
 
-async def _open(session: AsyncSession, request: Keyed) -> Reply | None:
+async def _open(session: AsyncSession, request: Keyed) -> Reply | datetime:
+    """The kept answer, or when the key was taken."""
     row = {**request._row, "request_hash": request.request_hash}
-    if (await session.execute(OPEN, row)).first() is not None:
-        return None
+    taken_at: datetime | None = (await session.execute(OPEN, row)).scalar_one_or_none()
+    if taken_at is not None:
+        return taken_at
     found = (await session.execute(FIND, {**request._row, "lease_s": LEASE_S})).first()
     if found is None:
         raise conflict("idempotency-in-flight", f"The request with {HEADER} {request.key!r} just ended. Repeat it.")
@@ -148,15 +177,16 @@ async def _open(session: AsyncSession, request: Keyed) -> Reply | None:
     if found.done:
         return Reply(found.status, found.body, replayed=True)
     if found.abandoned:
-        await session.execute(RETAKE, request._row)
-        return None
-    raise Problem(
-        409,
-        "idempotency-in-flight",
-        f"The request with {HEADER} {request.key!r} is running. Repeat it in a moment.",
-        headers={"Retry-After": "1"},
-    )
+        retaken_at: datetime = (await session.execute(RETAKE, request._row)).scalar_one()
+        return retaken_at
+    raise _in_flight(f"The request with {HEADER} {request.key!r} is running.")
 
 
 async def _abandon(session: AsyncSession, request: Keyed) -> None:
-    await session.execute(ABANDON, request._row)
+    mine = {**request._row, "taken_at": request.taken_at}
+    await session.execute(TOUCH, mine)
+    await session.execute(ABANDON, mine)
+
+
+def _in_flight(detail: str) -> Problem:
+    return Problem(409, "idempotency-in-flight", f"{detail} Repeat it in a moment.", headers={"Retry-After": "1"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from coordinator.protocol.ids import BranchId, Xid
 from services.kit.idempotency import KEPT_H, LEASE_S, Keyed, Reply, keyed, once, sweep
 from services.kit.problems import Problem, conflict
 from services.kit.runtime import Runtime
@@ -197,6 +199,64 @@ async def test_the_key_of_a_process_that_died_can_be_taken_again_after_its_lease
     outcomes = await asyncio.gather(*repeats, return_exceptions=True)
     assert most == 1
     assert sum(isinstance(found, Reply) for found in outcomes) == 1
+    assert await effects(runtime, actor) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_was_slower_than_the_lease_neither_does_the_work_again_nor_frees_the_key(
+    runtime: Runtime, fails: bool
+) -> None:
+    """The repeat that took the key has the effect, whatever the first one does when it wakes up: goes on, or fails."""
+    actor, inside, wake, second_inside, go_on = (
+        uuid4(),
+        asyncio.Event(),
+        asyncio.Event(),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
+
+    async def asleep(request: Keyed) -> Reply:
+        inside.set()
+        await wake.wait()
+        if fails:
+            raise conflict("capacity-exhausted", "no place")
+        return await runtime.store.local(effect_of(request, "first"))
+
+    async def second(request: Keyed) -> Reply:
+        second_inside.set()
+        await go_on.wait()
+        return await runtime.store.local(effect_of(request, "second"))
+
+    first = asyncio.create_task(once(runtime.store, asked(actor), asleep))
+    await inside.wait()
+    await age(runtime, actor, LEASE_S + 1)
+    repeat = asyncio.create_task(once(runtime.store, asked(actor), second))
+    await second_inside.wait()
+    wake.set()
+    with pytest.raises(Problem, match="capacity-exhausted" if fails else "idempotency-in-flight"):
+        await first
+    with pytest.raises(Problem, match="idempotency-in-flight"):
+        await once(runtime.store, asked(actor), locally(runtime))
+    go_on.set()
+    assert (await repeat).body == {"answer": "second"}
+    assert (await once(runtime.store, asked(actor), locally(runtime))).body == {"answer": "second"}
+    assert await effects(runtime, actor) == 1
+
+
+async def test_a_key_is_free_at_once_although_its_undone_answer_still_stands(runtime: Runtime) -> None:
+    """The row looks done until the undo has come: whoever frees the key waits for that instead of leaving it taken."""
+    actor = uuid4()
+
+    async def half_done(request: Keyed) -> Reply:
+        # What a process leaves whose transaction is rolled back while nobody has undone its branch yet.
+        deadline_ms = int((time.time() + 1.0) * 1000)
+        with runtime.coordinator.participant(Xid(uuid4()), BranchId(uuid4()), deadline_ms):
+            await runtime.store.branch(effect_of(request, "undone"))
+        raise conflict("capacity-exhausted", "no place")
+
+    with pytest.raises(Problem, match="capacity-exhausted"):
+        await once(runtime.store, asked(actor), half_done)
+    assert (await once(runtime.store, asked(actor), locally(runtime))).body == {"answer": "done"}
     assert await effects(runtime, actor) == 1
 
 
