@@ -21,8 +21,18 @@ APPROVALS: dict[str, tuple[Subject, dict[str, str]]] = {
     "provider": ("user", {"applied": "true"}),
     "service": ("boarding", {"audit_status": "0"}),
 }
-VERBS = {("provider", "approve"): "approve-provider"}
-ZERO_WHEN_WELL = ("ledger_sum_cents", "nights_over_total", "drift", "wallets_wrong", "orders_without_index")
+VERBS = {("provider", "approve"): "approve-provider", ("provider", "reject"): "reject-provider"}
+ZERO_WHEN_WELL = (
+    "nights_over_total",
+    "drift",
+    "ledger_sum_cents",
+    "wallets_wrong",
+    "escrows_wrong",
+    "orders_without_index",
+    "index_status_differs",
+    "index_without_order",
+    "unpaid_past_window",
+)
 
 
 @dataclass
@@ -114,15 +124,19 @@ class Administration:
         return await self.others.statistics()
 
     async def transactions(self, params: dict[str, str]) -> Any:
-        """The coordinator's list."""
+        """The coordinator's list. Raises 400 for what it does not understand, 503 when it fails."""
         status, body = await self.others.transactions("/v1/transactions", params)
         if status == 400:
             raise bad_request(str(body.get("detail", "The coordinator does not understand this.")))
+        if status > 400:
+            raise errors.coordinator_failed(status)
         return body
 
     async def transaction(self, xid: UUID) -> Any:
-        """One transaction, as the coordinator knows it."""
+        """One transaction, as the coordinator knows it. Raises 404 for an unknown one, 503 when it fails."""
         status, body = await self.others.transactions(f"/v1/transactions/{xid}")
         if status == 404:
             raise errors.no_transaction(xid)
+        if status >= 400:
+            raise errors.coordinator_failed(status)
         return body

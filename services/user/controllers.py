@@ -121,8 +121,13 @@ class InternalUserController(Controller):
 
     @post("/{user_id:uuid}/reject", guards=[internal(["admin"])], status_code=200)
     async def reject(self, user_id: UUID, data: schemas.Decide, users: Users) -> schemas.Decided:
-        """A branch: what the account asked for is refused."""
+        """A branch: the account is not let in."""
         return await users.decide(user_id, "reject")
+
+    @post("/{user_id:uuid}/reject-provider", guards=[internal(["admin"])], status_code=200)
+    async def reject_provider(self, user_id: UUID, data: schemas.Decide, users: Users) -> schemas.Decided:
+        """A branch: the account does not get the provider's role."""
+        return await users.decide(user_id, "reject-provider")
 
     @post("/{user_id:uuid}/suspend", guards=[internal(["admin"])], status_code=200)
     async def suspend(self, user_id: UUID, data: schemas.Decide, users: Users) -> schemas.Decided:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -63,11 +64,24 @@ def guess_login(raw: str) -> Login:
     return normalise(LoginKind.USERNAME, text)
 
 
-def approve(status: AccountStatus) -> AccountStatus:
-    """Approval makes a pending account active and leaves an active one. Raises ValueError for a suspended one."""
-    if status is AccountStatus.SUSPENDED:
-        raise ValueError("a suspended account is restored, not approved")
-    return AccountStatus.ACTIVE
+_DECISIONS: Mapping[str, tuple[frozenset[AccountStatus], AccountStatus]] = {
+    "approve": (frozenset({AccountStatus.PENDING, AccountStatus.ACTIVE}), AccountStatus.ACTIVE),
+    "reject": (frozenset({AccountStatus.PENDING}), AccountStatus.SUSPENDED),
+    "suspend": (frozenset({AccountStatus.PENDING, AccountStatus.ACTIVE}), AccountStatus.SUSPENDED),
+    "restore": (frozenset({AccountStatus.SUSPENDED}), AccountStatus.ACTIVE),
+}
+
+
+def decide(status: AccountStatus, verb: str) -> AccountStatus:
+    """The status after an administrator's decision. Raises ValueError with the statuses for which it is.
+
+    A rejected account may do nothing and waits for nobody, as a suspended one; it is restored like that too.
+    """
+    allowed, to = _DECISIONS[verb]
+    if status not in allowed:
+        names = " or ".join(sorted(one.name.lower() for one in allowed))
+        raise ValueError(f"'{verb}' is for an account that is {names}; this one is {status.name.lower()}.")
+    return to
 
 
 def refresh_token(user_id: UUID, secret: bytes) -> str:

@@ -141,13 +141,12 @@ def _selected() -> Any:
     )
 
 
-async def user_of(session: AsyncSession, user_id: UUID) -> dict[str, Any] | None:
-    """An account with its details."""
-    row = (
-        (await session.execute(_selected().where(users.c.bucket == bucket_for(user_id), users.c.id == user_id)))
-        .mappings()
-        .first()
-    )
+async def user_of(session: AsyncSession, user_id: UUID, *, lock: bool = False) -> dict[str, Any] | None:
+    """An account with its details; with `lock` nobody else changes it until this transaction ends."""
+    query = _selected().where(users.c.bucket == bucket_for(user_id), users.c.id == user_id)
+    if lock:
+        query = query.with_for_update(of=users)
+    row = (await session.execute(query)).mappings().first()
     return None if row is None else dict(row)
 
 

@@ -41,6 +41,12 @@ from sharding import IdMaker, bucket_of
 REGISTER_TIMEOUT_S = 10.0
 ADMIN_ATTEMPTS_MAX = 3
 """How often the first administrator's account is tried again behind somebody's undecided one."""
+TOLD = {
+    "approve": "account_approved",
+    "reject": "account_rejected",
+    "suspend": "account_suspended",
+    "restore": "account_restored",
+}
 log = structlog.get_logger(__name__)
 
 
@@ -269,7 +275,7 @@ class Users:
         store = self.runtime.store_of(user_id)
 
         async def work(session: AsyncSession) -> schemas.Decided:
-            user = await repository.user_of(session, user_id)
+            user = await repository.user_of(session, user_id, lock=True)
             if user is None:
                 raise not_found("user", user_id)
             changes, kind = _decision(user, verb)
@@ -346,28 +352,26 @@ def _logins_of(body: schemas.Register) -> Sequence[domain.Login]:
 
 
 def _decision(user: dict[str, Any], verb: str) -> tuple[dict[str, Any], str]:
-    """The columns that an administrator's decision changes, and what the user is told."""
-    status = AccountStatus(user["status"])
+    """The columns that an administrator's decision changes, and what the user is told. Raises 409 `illegal-status`."""
     match verb:
-        case "approve":
-            try:
-                return {"status": int(domain.approve(status))}, "account_approved"
-            except ValueError as error:
-                raise errors.illegal_status(str(error)) from None
         case "approve-provider":
-            if user["applied_at"] is None:
-                raise errors.illegal_status("This account has not applied to be a provider.")
+            _check_applied(user)
             return {"role": int(Role.PROVIDER), "applied_at": None}, "provider_approved"
-        case "reject":
+        case "reject-provider":
+            _check_applied(user)
             return {"applied_at": None}, "account_rejected"
-        case "suspend":
-            if user["role"] == Role.ADMIN:
-                raise errors.illegal_status("An administrator cannot be suspended.")
-            return {"status": int(AccountStatus.SUSPENDED)}, "account_suspended"
-        case "restore":
-            return {"status": int(AccountStatus.ACTIVE)}, "account_restored"
-        case _:
-            raise ValueError(f"no decision {verb!r}")
+        case "suspend" if user["role"] == Role.ADMIN:
+            raise errors.illegal_status("An administrator cannot be suspended.")
+    try:
+        status = domain.decide(AccountStatus(user["status"]), verb)
+    except ValueError as error:
+        raise errors.illegal_status(str(error)) from None
+    return {"status": int(status)}, TOLD[verb]
+
+
+def _check_applied(user: dict[str, Any]) -> None:
+    if user["applied_at"] is None:
+        raise errors.illegal_status("This account has not applied to be a provider.")
 
 
 def _user(row: dict[str, Any]) -> schemas.User:

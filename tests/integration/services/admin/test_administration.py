@@ -12,8 +12,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from services.admin.clients import Others
+from services.admin.config import SPEC
+from services.admin.use_cases import Administration
 from services.kit.auth import AccountStatus, Role
-from tests.support.services import eventually, queued
+from services.kit.problems import Problem
+from tests.support.services import eventually, queued, replica
 from tests.support.system import Answer, Api, System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -98,6 +102,38 @@ async def test_an_approved_application_makes_a_provider(system: System) -> None:
     assert (changed["role"], changed["applied_at"]) == (Role.PROVIDER, None)
     [entry] = await entries_about(system, user_id)
     assert entry["action"] == "user.approve-provider"
+
+
+async def test_who_is_rejected_waits_no_longer_and_may_do_nothing(system: System) -> None:
+    """An account that is not let in leaves the list of those who wait; nobody is rejected twice."""
+    user_id = await registered(system)
+    path = f"/api/admin/approvals/user/{user_id}/reject"
+    answer = await administrator(system).post(path, {"reason": "资料不实"})
+    assert answer.status == 200, answer
+    assert (await account(system, user_id))["status"] == AccountStatus.SUSPENDED
+    waiting = (await administrator(system).get("/api/admin/approvals", kind="user", limit="100")).body
+    assert str(user_id) not in [item["id"] for item in waiting["items"]]
+    again = await administrator(system).post(path, {})
+    assert (again.status, again.body["code"]) == (409, "illegal-status")
+
+
+async def test_a_rejected_application_leaves_the_account_as_it_was(system: System) -> None:
+    """Whoever may not be a provider may still be an owner, and may apply again; without an application it is a 409."""
+    user_id = await applied(system)
+    await administrator(system).post(f"/api/admin/approvals/user/{user_id}/approve", {})
+    path = f"/api/admin/approvals/provider/{user_id}/reject"
+    assert (await administrator(system).post(path, {"reason": "没有院子"})).status == 200
+    changed = await account(system, user_id)
+    assert (changed["status"], changed["role"], changed["applied_at"]) == (AccountStatus.ACTIVE, Role.OWNER, None)
+    assert (await administrator(system).post(path, {})).body["code"] == "illegal-status"
+
+
+async def test_a_restoration_is_no_way_around_an_approval(system: System) -> None:
+    """Only who was suspended is restored."""
+    user_id = await registered(system)
+    answer = await administrator(system).post(f"/api/admin/users/{user_id}/restore", {})
+    assert (answer.status, answer.body["code"]) == (409, "illegal-status")
+    assert (await account(system, user_id))["status"] == AccountStatus.PENDING
 
 
 async def test_a_refused_branch_leaves_no_audit_entry(system: System) -> None:
@@ -274,6 +310,13 @@ async def test_transactions_are_shown_as_the_coordinator_knows_them(system: Syst
     assert (await administrator(system).get("/api/admin/transactions", decision="maybe")).status == 400
 
 
+async def test_what_the_coordinator_cannot_answer_is_no_success(system: System) -> None:
+    """A coordinator that refuses us or fails is a 503 here, and never a list."""
+    async with replica(system, SPEC, coordinator_urls=[system.urls["payment"]]) as runtime:
+        with pytest.raises(Problem, match="coordinator-failed"):
+            await Administration(runtime, Others(runtime)).transactions({})
+
+
 async def test_health_names_every_part(system: System, answers: dict[str, Any]) -> None:
     """All that runs is ok; a part that is down is named, and the whole is degraded."""
     answer = await administrator(system).get("/api/admin/system/health")
@@ -290,7 +333,11 @@ async def test_health_names_every_part(system: System, answers: dict[str, Any]) 
     [
         ("capacity", {"nights_over_total": 1, "drift": 0}),
         ("payment", {"ledger_sum_cents": -1, "wallets_wrong": 0}),
+        ("payment", {"escrows_wrong": 1}),
         ("order", {"orders_without_index": 2}),
+        ("order", {"index_status_differs": 1}),
+        ("order", {"index_without_order": 1}),
+        ("order", {"unpaid_past_window": 1}),
         ("payment", None),
     ],
 )

@@ -11,7 +11,7 @@ from services.user.domain import (
     REFRESH_SECRET_BYTES,
     Login,
     LoginKind,
-    approve,
+    decide,
     guess_login,
     normalise,
     read_refresh_token,
@@ -76,8 +76,34 @@ def test_what_is_no_refresh_token_is_a_value_error(token: str) -> None:
         read_refresh_token(token)
 
 
-def test_an_approval_lifts_no_suspension() -> None:
-    """A suspended account is restored by name, never in passing."""
-    assert approve(AccountStatus.PENDING) is approve(AccountStatus.ACTIVE) is AccountStatus.ACTIVE
-    with pytest.raises(ValueError, match="restored"):
-        approve(AccountStatus.SUSPENDED)
+@pytest.mark.parametrize(
+    ("verb", "before", "after"),
+    [
+        ("approve", AccountStatus.PENDING, AccountStatus.ACTIVE),
+        ("approve", AccountStatus.ACTIVE, AccountStatus.ACTIVE),
+        ("reject", AccountStatus.PENDING, AccountStatus.SUSPENDED),
+        ("suspend", AccountStatus.PENDING, AccountStatus.SUSPENDED),
+        ("suspend", AccountStatus.ACTIVE, AccountStatus.SUSPENDED),
+        ("restore", AccountStatus.SUSPENDED, AccountStatus.ACTIVE),
+    ],
+)
+def test_a_decision_leads_from_one_status_to_the_next(verb: str, before: AccountStatus, after: AccountStatus) -> None:
+    """An approval may come twice; a rejected account waits no longer."""
+    assert decide(before, verb) is after
+
+
+@pytest.mark.parametrize(
+    ("verb", "status"),
+    [
+        ("approve", AccountStatus.SUSPENDED),
+        ("reject", AccountStatus.ACTIVE),
+        ("reject", AccountStatus.SUSPENDED),
+        ("suspend", AccountStatus.SUSPENDED),
+        ("restore", AccountStatus.PENDING),
+        ("restore", AccountStatus.ACTIVE),
+    ],
+)
+def test_a_decision_that_the_status_does_not_allow_says_for_whom_it_is(verb: str, status: AccountStatus) -> None:
+    """A suspension is lifted by name and never in passing; a restoration is no way around an approval."""
+    with pytest.raises(ValueError, match=f"'{verb}' is for an account that is .*{status.name.lower()}"):
+        decide(status, verb)
