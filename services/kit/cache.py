@@ -88,7 +88,11 @@ class Cache:
             # A load ended while we asked: it may have been of this key, and its value was set after we had looked.
             seen = await self._get(key)
         if seen is not None and _is_value(seen):
-            return None if seen == MISSING else msgspec.json.decode(seen, type=kind)
+            try:
+                return None if seen == MISSING else msgspec.json.decode(seen, type=kind)
+            except msgspec.DecodeError as error:
+                # Another version of the service wrote it: loaded anew, it is written over.
+                log.info("cache.unreadable", key=key, error=str(error))
         # By what was seen too: whoever sees a later mark must not join a load that began before that drop.
         flight = (key, seen)
         loading = self._loading.get(flight)

@@ -235,6 +235,15 @@ async def test_that_there_is_nothing_is_remembered_shortly(redis: Redis, name: s
     assert 0 < await redis.ttl(name) <= MISSING_TTL_S
 
 
+@pytest.mark.parametrize("written", [b'"of another type"', b'{"half', b"\xff"])
+async def test_what_another_version_wrote_is_loaded_anew(redis: Redis, name: str, written: bytes) -> None:
+    """A value that cannot be read is no error of whoever asks: it is replaced by one that can."""
+    await redis.set(name, written)
+    cache, load = Cache(redis), Loader()
+    assert [await cache.get_or_load(name, int, load) for _ in range(2)] == [7, 7]
+    assert (load.loads, await redis.get(name)) == (1, b"7")
+
+
 @pytest.mark.parametrize("dice", [0.0, 0.5, 1.0])
 async def test_a_value_lives_for_thirty_minutes_less_some_jitter(redis: Redis, name: str, dice: float) -> None:
     """So keys that were made together do not end together."""
