@@ -17,6 +17,8 @@ QUEUE = "boarding"
 QUOTE_KIND = "quote"
 QUOTE_TTL_S = 600
 """How long a quote holds."""
+TOTAL_MAX_CENTS = 1_000_000_000
+"""The largest price of a stay: what the payment service moves in one transfer."""
 SEARCH_PAGES_MAX = 10
 """Pages of candidates that one search with dates looks through before it says that there is more."""
 SUGGESTION_DAYS_MAX = 60

@@ -15,6 +15,13 @@ def pool_not_accepted(pool: str) -> Problem:
     return unprocessable("pet-not-accepted", f"This listing takes no pet of the kind {pool}.")
 
 
+def too_dear(total_cents: int, most_cents: int) -> Problem:
+    """422: nobody could pay it."""
+    return unprocessable(
+        "total-too-large", f"This stay comes to {total_cents} cents, and {most_cents} is the most. Book fewer nights."
+    )
+
+
 def illegal_moderation(detail: str) -> Problem:
     """409: the listing is not in the state for it."""
     return conflict("illegal-transition", detail)

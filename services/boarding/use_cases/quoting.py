@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.boarding import domain, errors, repository, schemas
 from services.boarding.clients import Others
-from services.boarding.config import BOOKING_HORIZON_DAYS_MAX, QUOTE_KIND, QUOTE_TTL_S
+from services.boarding.config import BOOKING_HORIZON_DAYS_MAX, QUOTE_KIND, QUOTE_TTL_S, TOTAL_MAX_CENTS
 from services.boarding.use_cases.rows import local_now, prices_of
 from services.kit.problems import not_found
 from services.kit.runtime import Runtime
@@ -28,8 +28,8 @@ class Quoting:
     async def quote(self, owner_id: UUID, listing_id: UUID, ask: schemas.AskQuote) -> schemas.Quote:
         """A signed price. It holds for QUOTE_TTL_S seconds; it does not hold a place.
 
-        Raises 404 for a listing that is not approved and for somebody else's pet, 422 `pet-not-accepted` and
-        `outside-booking-window`.
+        Raises 404 for a listing that is not approved and for somebody else's pet, 422 `pet-not-accepted`,
+        `outside-booking-window` and `total-too-large`.
         """
         if len(set(ask.pet_ids)) < len(ask.pet_ids):
             raise errors.unusable("/pet_ids", "A pet stays once: an id is there twice.")
@@ -45,6 +45,9 @@ class Quoting:
         except domain.OutsideWindow as error:
             raise errors.outside_window(str(error)) from None
         lines = domain.price(prices_of(found), ask.check_in, ask.check_out, len(pets))
+        total = domain.total_cents(lines)
+        if total > TOTAL_MAX_CENTS:
+            raise errors.too_dear(total, TOTAL_MAX_CENTS)
         return self._signed(owner_id, found, pets, pools, ask, lines)
 
     async def suggestions(

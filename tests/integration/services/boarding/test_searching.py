@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from services.boarding.config import QUOTE_KIND, QUOTE_TTL_S, SEARCH_PAGES_MAX
+from services.boarding.config import QUOTE_KIND, QUOTE_TTL_S, SEARCH_PAGES_MAX, TOTAL_MAX_CENTS
 from services.boarding.domain import distance_km
 from services.kit.clock import system_clock
 from services.kit.signing import BadSignature, Verifier
@@ -256,6 +256,10 @@ async def test_a_quote_is_refused_for_what_cannot_be_booked(system: System) -> N
     twice = await quoted(system, owner, listing_id, [dog, dog], first, 2)
     assert (twice.status, twice.body["errors"][0]["pointer"]) == (400, "/pet_ids")
     assert (await quoted(system, owner, listing_id, [], first, 2)).status == 400
+    palace = await somebody.offered(price_cents=100_000_000)
+    assert (await quoted(system, owner, palace, [dog], first, 10)).body["total_cents"] == TOTAL_MAX_CENTS
+    refused = await quoted(system, owner, palace, [dog], first, 11)
+    assert (refused.status, refused.body["code"]) == (422, "total-too-large")
     for hidden in (await somebody.pending(), uuid4()):
         assert (await quoted(system, owner, hidden, [dog], first, 2)).status == 404
 
