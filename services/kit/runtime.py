@@ -9,9 +9,12 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
+from jwt import PyJWTError
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -37,6 +40,7 @@ SWEEP_INTERVAL_S = 3600
 RESTART_PAUSE_S = 1.0
 """Pause before a loop that ended by a bug is started again."""
 
+T = TypeVar("T")
 Loop = Callable[[], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
@@ -51,8 +55,8 @@ class Runtime:
         self.settings = settings
         self.clock = clock
         self.processing = processing
-        key = SigningKey.from_jwk(settings.key_file.read_text(encoding="utf-8"))
-        keys = read_key_set(settings.keys_file.read_text(encoding="utf-8"))
+        key = _read("PAWSTAY_KEY_FILE", settings.key_file, SigningKey.from_jwk)
+        keys = _read("PAWSTAY_KEYS_FILE", settings.keys_file, read_key_set)
         self.tokens = TokenMaker(spec.name, key)
         self.service_verifier = TokenVerifier(spec.name, keys)
         self.signer = Signer(spec.name, key, clock)
@@ -179,6 +183,13 @@ class Runtime:
     def _make_store(self, name: str, url: str) -> Store:
         engine: AsyncEngine = make_engine(url, pool_size=self.settings.pool_size, application=name)
         return Store(name, engine, self.coordinator.resource(name, engine), self.coordinator)
+
+
+def _read(variable: str, file: Path, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, PyJWTError) as error:
+        raise SettingsError(f"{variable}: {file} cannot be used: {type(error).__name__}: {error}") from error
 
 
 async def _run(loop: Loop) -> None:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Json, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, Json, ValidationError
 
 PREFIX = "PAWSTAY_"
+PAY_WINDOW_MAX_S = 7 * 86_400
+
+Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
+PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?(\+\w+)?://")]
+RedisUrl = Annotated[str, Field(pattern=r"^(rediss?|unix)://")]
 
 
 class SettingsError(ValueError):
@@ -24,25 +30,25 @@ class Settings(BaseModel):
 
     service: str
     host: str = "127.0.0.1"
-    port: int
-    database_url: str | None = None
-    shard_urls: Json[dict[str, str]] | dict[str, str] = {}
-    shard_map_url: str | None = None
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    lock_redis_urls: Json[list[str]] | list[str] = []
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    database_url: PostgresUrl | None = None
+    shard_urls: Json[dict[str, PostgresUrl]] | dict[str, PostgresUrl] = {}
+    shard_map_url: PostgresUrl | None = None
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
+    lock_redis_urls: Json[list[RedisUrl]] | list[RedisUrl] = []
     redlock: bool = True
     coordinator_urls: Json[list[str]] | list[str] = ["http://127.0.0.1:8090"]
     service_urls: Json[dict[str, str]] | dict[str, str] = {}
-    key_file: Path
-    keys_file: Path
+    key_file: FilePath
+    keys_file: FilePath
     mail_dir: Path | None = None
-    admin_password_file: Path | None = None
-    log_level: str = "INFO"
-    pool_size: int = 8
+    admin_password_file: FilePath | None = None
+    log_level: Level = "INFO"
+    pool_size: Annotated[int, Field(ge=1)] = 8
     """Connections to each database, at most."""
-    pay_window_s: int = 900
+    pay_window_s: Annotated[int, Field(ge=1, le=PAY_WINDOW_MAX_S)] = 900
     """How long a booking waits for its payment."""
-    early_check_in_days: int = 0
+    early_check_in_days: Annotated[int, Field(ge=0, le=365)] = 0
     """How many days before its first night a stay may begin."""
     owner_auto_approve: bool = False
     """Whether a registration is active at once, without an administrator's approval."""
@@ -58,8 +64,10 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
-            raise SettingsError("\n".join(lines)) from error
+            wrong: dict[str, str] = {}
+            for e in error.errors():
+                wrong.setdefault(str(e["loc"][0]), e["msg"])
+            raise SettingsError("\n".join(f"{PREFIX}{name.upper()}: {said}" for name, said in wrong.items())) from error
 
     def url_of(self, service: str) -> str:
         """Where another service is reached. Raises SettingsError when PAWSTAY_SERVICE_URLS does not say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -11,9 +12,12 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from coordinator.protocol.errors import LockConflict, OutcomeUnknown, TransactionRolledBack, UnmanagedTable
+from coordinator.protocol.tokens import SigningKey
 from services.kit.paging import Cursors, page_of
 from services.kit.problems import Problem, problem_for
+from services.kit.runtime import Runtime
 from services.kit.settings import Settings, SettingsError
+from services.pet.config import SPEC
 
 CURSORS = Cursors(b"secret")
 WHERE = (datetime(2026, 11, 23, tzinfo=UTC), UUID(int=7))
@@ -41,21 +45,35 @@ def test_only_a_page_with_more_behind_it_has_a_cursor() -> None:
     assert page_of([1, 2], 2, CURSORS, lambda row: (row,)).next_cursor is None
 
 
-def test_settings_are_read_from_the_environment() -> None:
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The least that a service must be told, with its keys."""
+    key = SigningKey.generate("pet/1")
+    (tmp_path / "key.jwk").write_text(key.private_jwk())
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [key.public_jwk()]}))
+    return {
+        "PAWSTAY_SERVICE": "pet",
+        "PAWSTAY_PORT": "8084",
+        "PAWSTAY_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+        "PAWSTAY_KEY_FILE": str(tmp_path / "key.jwk"),
+        "PAWSTAY_KEYS_FILE": str(tmp_path / "keys.json"),
+    }
+
+
+def test_settings_are_read_from_the_environment(environment: dict[str, str]) -> None:
     """Lists and maps are JSON, switches are on and off."""
     settings = Settings.from_env(
         {
-            "PAWSTAY_SERVICE": "order",
-            "PAWSTAY_PORT": "8084",
-            "PAWSTAY_KEY_FILE": "/k",
-            "PAWSTAY_KEYS_FILE": "/ks",
+            **environment,
+            "PAWSTAY_LOG_LEVEL": "debug",
             "PAWSTAY_REDLOCK": "off",
             "PAWSTAY_LOCK_REDIS_URLS": '["redis://a", "redis://b"]',
             "PAWSTAY_SERVICE_URLS": '{"pet": "http://pet:8082/"}',
             "HOME": "/root",
         }
     )
-    assert (settings.port, settings.redlock, settings.key_file) == (8084, False, Path("/k"))
+    assert (settings.port, settings.redlock, settings.log_level) == (8084, False, "DEBUG")
+    assert str(settings.key_file) == environment["PAWSTAY_KEY_FILE"]
     assert settings.lock_redis_urls == ["redis://a", "redis://b"]
     assert settings.url_of("pet") == "http://pet:8082"
     with pytest.raises(SettingsError, match="payment"):
@@ -68,6 +86,42 @@ def test_wrong_settings_name_the_variable() -> None:
         Settings.from_env({"PAWSTAY_SERVICE": "order", "PAWSTAY_PORT": "many"})
     assert "PAWSTAY_PORT" in str(caught.value)
     assert "PAWSTAY_KEY_FILE" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PAWSTAY_PORT", "0"),
+        ("PAWSTAY_PORT", "65536"),
+        ("PAWSTAY_POOL_SIZE", "0"),
+        ("PAWSTAY_PAY_WINDOW_S", "-1"),
+        ("PAWSTAY_PAY_WINDOW_S", "2147484"),
+        ("PAWSTAY_EARLY_CHECK_IN_DAYS", "-1"),
+        ("PAWSTAY_LOG_LEVEL", "LOUD"),
+        ("PAWSTAY_DATABASE_URL", "nonsense"),
+        ("PAWSTAY_REDIS_URL", "127.0.0.1:6379"),
+        ("PAWSTAY_SERVICE_URLS", "[1]"),
+        ("PAWSTAY_SHARD_URLS", "{"),
+        ("PAWSTAY_KEY_FILE", "/nowhere/key.jwk"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_one_line(
+    environment: dict[str, str], variable: str, value: str
+) -> None:
+    """What would only fail later, or in a traceback, is named before anything starts."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({**environment, variable: value})
+    assert str(caught.value).startswith(f"{variable}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["PAWSTAY_KEY_FILE", "PAWSTAY_KEYS_FILE"])
+@pytest.mark.parametrize("content", ["", "{}", '{"keys": [{}]}', '{"kty": "oct", "k": "AA", "kid": "pet/1"}'])
+def test_a_file_without_usable_keys_is_named(environment: dict[str, str], variable: str, content: str) -> None:
+    """Whatever is wrong with it, the start says which file it was."""
+    Path(environment[variable]).write_text(content)
+    with pytest.raises(SettingsError, match=variable):
+        Runtime(SPEC, Settings.from_env(environment))
 
 
 @pytest.mark.parametrize(
