@@ -23,7 +23,7 @@ Days = Annotated[int, Parameter(ge=0, le=SUGGESTION_DAYS_MAX)]
 Words = Annotated[str | None, Parameter(max_length=128, pattern=schemas.STORABLE)]
 Cents = Annotated[int | None, Parameter(ge=0, le=100_000_000)]
 PROVIDER = has_role(Role.PROVIDER)
-READERS = ("order", "review", "capacity", "admin")
+READERS = ("order", "admin")
 
 
 class BoardingController(Controller):

@@ -203,7 +203,7 @@ class InternalController(Controller):
     path = "/internal"
     include_in_schema = False
 
-    @get("/orders/{order_id:uuid}", guards=[internal(["review", "notification", "admin"])])
+    @get("/orders/{order_id:uuid}", guards=[internal(["review", "admin"])])
     async def order(self, order_id: FromPath[UUID], reading: NamedDependency[Reading]) -> InternalOrder:
         """One order."""
         return await reading.for_service(order_id)

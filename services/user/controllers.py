@@ -17,7 +17,7 @@ from services.user.use_cases import Users
 
 Asking = Request[Any, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=LIMIT_MAX)]
-READERS = ("order", "notification", "review", "boarding", "admin")
+READERS = ("order", "notification", "admin")
 
 
 class UserController(Controller):

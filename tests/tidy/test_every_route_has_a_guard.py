@@ -91,3 +91,14 @@ def test_internal_addresses_are_for_services_and_public_ones_for_people(
             continue
         names = [getattr(guard, "__name__", "") for guard in handler.resolve_guards()]
         assert any(name.startswith("internal_") for name in names) == path.startswith("/internal/"), path
+
+
+@pytest.mark.parametrize("spec", SERVICES, ids=lambda spec: spec.name)
+def test_an_internal_address_lets_in_nobody_who_has_no_business_there(spec: ServiceSpec, settings_folder: Path) -> None:
+    """Each caller that a guard names is a service that declares its calls of this one."""
+    callers = {other.name for other in SERVICES if spec.name in other.calls}
+    for path, handler in handlers_of(app_of(spec, settings_folder)):
+        for guard in handler.resolve_guards():
+            kind, *named = getattr(guard, "__name__", "").split("_")
+            if kind == "internal":
+                assert set(named) <= callers, path
