@@ -18,7 +18,8 @@ HEARTBEAT_TIMEOUT_MS = 10_000
 """After this long without a sign, a dead worker's messages are given to another."""
 MAINTENANCE_CHANCE = 20_000
 """Of a million commands, how many look for dead workers: often enough that a quiet queue finds them too."""
-MAX_RETRIES = 20
+MAX_RETRIES = 2_000
+"""About a day of retries: a message outlives what it needs being away for a night."""
 MIN_BACKOFF_MS = 250
 MAX_BACKOFF_MS = 60_000
 TIME_LIMIT_MS = 60_000

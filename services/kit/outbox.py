@@ -29,6 +29,9 @@ POLL_MIN_S = 0.05
 POLL_MAX_S = 1.0
 FAILURE_WAIT_S = 1.0
 CACHE_QUEUE = "cache"
+TAKEN_KEPT_DAYS = 30
+"""How long a message that was taken is remembered: longer than one can still come again (a day of retries, and a week
+in which the broker keeps what failed for good)."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +55,7 @@ TAKE = text(
 )
 DELETE = text("DELETE FROM outbox WHERE id = ANY(:ids)")
 TAKEN = text("INSERT INTO inbox (message_id, consumer) VALUES (:message_id, :consumer) ON CONFLICT DO NOTHING")
+FORGET = text("DELETE FROM inbox WHERE taken_at < clock_timestamp() - make_interval(days => :kept_days)")
 
 
 async def send(
@@ -83,6 +87,15 @@ async def taken_once(session: AsyncSession, message_id: UUID, consumer: str) -> 
     """True the first time that `consumer` takes this message in a committed transaction, False for a repeat."""
     result = await session.execute(TAKEN, {"message_id": message_id, "consumer": consumer})
     return bool(result.rowcount)  # type: ignore[attr-defined]  # a CursorResult, for a statement without rows
+
+
+async def forget_taken(store: Store) -> None:
+    """Drops what was taken more than TAKEN_KEPT_DAYS ago."""
+
+    async def work(session: AsyncSession) -> None:
+        await session.execute(FORGET, {"kept_days": TAKEN_KEPT_DAYS})
+
+    await store.local(work)
 
 
 class Relay:

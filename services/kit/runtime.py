@@ -28,7 +28,7 @@ from services.kit.clock import Clock, system_clock
 from services.kit.database import Store, make_engine
 from services.kit.idempotency import sweep
 from services.kit.locks import Gate, lock_master
-from services.kit.outbox import Relay
+from services.kit.outbox import Relay, forget_taken
 from services.kit.paging import Cursors
 from services.kit.settings import Settings, SettingsError
 from services.kit.signing import Signer, Verifier
@@ -152,6 +152,7 @@ class Runtime:
             for store in self.stores:
                 self._loops.append(Relay(store, self.broker, self.cache).run)
                 self.every(SWEEP_INTERVAL_S, lambda store=store: sweep(store), "idempotency.sweep")  # type: ignore[misc]
+                self.every(SWEEP_INTERVAL_S, lambda store=store: forget_taken(store), "inbox.sweep")  # type: ignore[misc]
         for work in self._at_start:
             await work()
         self._tasks = [asyncio.create_task(_run(loop)) for loop in self._loops]

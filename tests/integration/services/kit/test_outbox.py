@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.kit import outbox
 from services.kit.broker import make_broker
-from services.kit.outbox import Relay, taken_once
+from services.kit.outbox import TAKEN_KEPT_DAYS, Relay, forget_taken, taken_once
 from services.kit.runtime import Runtime
 from tests.support.servers import free_port
 from tests.support.services import eventually, queued
@@ -197,3 +197,17 @@ async def test_a_repeated_message_is_taken_once_by_each_consumer(runtime: Runtim
     takes = (runtime.store.local(lambda session: taken_once(session, message_id, "a")) for _ in range(5))
     assert sorted(await asyncio.gather(*takes)) == [False] * 4 + [True]
     assert await runtime.store.local(lambda session: taken_once(session, message_id, "b"))
+
+
+async def test_what_was_taken_long_ago_is_forgotten_and_nothing_else(runtime: Runtime) -> None:
+    """The inbox does not grow for ever, and remembers for as long as a message can come again."""
+    old, new = uuid4(), uuid4()
+    for message_id in (old, new):
+        await runtime.store.local(lambda session, taken=message_id: taken_once(session, taken, "a"))  # type: ignore[misc]
+    older = text("UPDATE inbox SET taken_at = taken_at - make_interval(days => :days) WHERE message_id = :id")
+    past = {"days": TAKEN_KEPT_DAYS + 1, "id": old}
+    await runtime.store.local(lambda session: session.execute(older, past))
+    await forget_taken(runtime.store)
+    known = text("SELECT message_id FROM inbox WHERE message_id IN (:old, :new)")
+    found = await runtime.store.read(lambda session: session.execute(known, {"old": old, "new": new}))
+    assert list(found.scalars()) == [new]
