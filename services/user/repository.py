@@ -191,6 +191,14 @@ async def add_session(
     )
 
 
+async def forget_ended_sessions(session: AsyncSession, user_id: UUID, now: datetime) -> None:
+    """Drops a user's refresh tokens that can no longer be used."""
+    s = user_sessions.c
+    await session.execute(
+        delete(user_sessions).where(s.bucket == bucket_for(user_id), s.user_id == user_id, s.expires_at <= now)
+    )
+
+
 @dataclass(frozen=True)
 class UsedSession:
     """A refresh token as it was before this use."""

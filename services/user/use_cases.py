@@ -169,9 +169,15 @@ class Users:
             await self._note_failure(login)
             raise errors.wrong_credentials()
         refresh = domain.refresh_token(known.user_id, secrets.token_bytes(domain.REFRESH_SECRET_BYTES))
-        row = (domain.token_hash(refresh), uuid4(), self.runtime.clock() + timedelta(seconds=REFRESH_TTL_S))
-        home = self.runtime.store_of(known.user_id)
-        await home.local(lambda s: repository.add_session(s, known.user_id, *row))
+        now = self.runtime.clock()
+        row = (domain.token_hash(refresh), uuid4(), now + timedelta(seconds=REFRESH_TTL_S))
+        uid = known.user_id
+
+        async def work(session: AsyncSession) -> None:
+            await repository.forget_ended_sessions(session, uid, now)
+            await repository.add_session(session, uid, *row)
+
+        await self.runtime.store_of(uid).local(work)
         return self._tokens(known, refresh)
 
     async def refresh(self, body: schemas.Refresh) -> schemas.Session:

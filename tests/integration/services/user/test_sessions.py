@@ -125,6 +125,20 @@ async def test_of_two_uses_of_one_refresh_token_at_once_at_most_one_succeeds(sys
     assert (await refresh(system, kept.body["refresh_token"])).status == 401
 
 
+async def test_refresh_tokens_that_have_ended_are_forgotten_at_the_next_login(system: System) -> None:
+    """Somebody who logs in for years leaves no rows for years."""
+    account = await registered(system)
+    for _ in range(2):
+        await log_in(system, account.username)
+    past = "UPDATE user_sessions SET expires_at = now() - interval '1 s' WHERE user_id = $1"
+    await system.fetch_all("user", past, account.id)
+    assert (await log_in(system, account.username)).status == 200
+    kept = await system.fetch_all(
+        "user", "SELECT expires_at > now() AS lives FROM user_sessions WHERE user_id = $1", account.id
+    )
+    assert [row["lives"] for row in kept] == [True]
+
+
 @pytest.mark.parametrize("token", ["x" * 64, "A" * 64, "中文中文中文中文中文"])
 async def test_a_made_up_refresh_token_is_a_401(system: System, token: str) -> None:
     """Also one that decodes to an id of nobody."""
