@@ -84,5 +84,5 @@ class NotificationController(Controller):
     async def set_preferences(
         self, request: Asking, notifications: Notifications, data: schemas.Preferences
     ) -> schemas.Preferences:
-        """Changes which kinds are sent by e-mail."""
+        """Says anew which kinds are sent by e-mail; what is absent is."""
         return await notifications.set_preferences(principal_of(request).user_id, data)

@@ -91,7 +91,7 @@ class Notifications:
         return Preferences({kind: domain.wants_email(known, kind) for kind in domain.KINDS})
 
     async def set_preferences(self, user_id: UUID, body: Preferences) -> Preferences:
-        """Changes what somebody wants by e-mail. 400 for a kind that there is not."""
+        """Replaces what somebody wants by e-mail. 400 for a kind that there is not."""
         for kind in body.email:
             if kind not in domain.KINDS:
                 raise errors.unknown_kind(kind)
