@@ -113,15 +113,16 @@ async def find_login(session: AsyncSession, login: Login) -> UUID | None:
     return found
 
 
-async def credentials_of(session: AsyncSession, user_id: UUID) -> Credentials | None:
-    """What is needed to log this user in."""
-    row = (
-        await session.execute(
-            select(user_credentials.c.password_hash, users.c.role, users.c.status)
-            .join(users, (users.c.bucket == user_credentials.c.bucket) & (users.c.id == user_credentials.c.user_id))
-            .where(user_credentials.c.bucket == bucket_for(user_id), user_credentials.c.user_id == user_id)
-        )
-    ).first()
+async def credentials_of(session: AsyncSession, user_id: UUID, *, share: bool = False) -> Credentials | None:
+    """What is needed to log this user in; with `share` the password cannot change until this transaction ends."""
+    query = (
+        select(user_credentials.c.password_hash, users.c.role, users.c.status)
+        .join(users, (users.c.bucket == user_credentials.c.bucket) & (users.c.id == user_credentials.c.user_id))
+        .where(user_credentials.c.bucket == bucket_for(user_id), user_credentials.c.user_id == user_id)
+    )
+    if share:
+        query = query.with_for_update(read=True, of=user_credentials)
+    row = (await session.execute(query)).first()
     return None if row is None else Credentials(user_id, row[0], Role(row[1]), AccountStatus(row[2]))
 
 

@@ -174,6 +174,10 @@ class Users:
         uid = known.user_id
 
         async def work(session: AsyncSession) -> None:
+            # A new password ends the sessions that it finds: one that is begun with the old one comes before, or never.
+            current = await repository.credentials_of(session, uid, share=True)
+            if current is None or current.password_hash != known.password_hash:
+                raise errors.wrong_credentials()
             await repository.forget_ended_sessions(session, uid, now)
             await repository.add_session(session, uid, *row)
 
@@ -190,6 +194,8 @@ class Users:
         fresh = domain.refresh_token(user_id, secrets.token_bytes(domain.REFRESH_SECRET_BYTES))
 
         async def work(session: AsyncSession) -> repository.Credentials | None:
+            # First: a new password waits for us and then ends what we make, or comes before and has ended this session.
+            known = await repository.credentials_of(session, user_id, share=True)
             used = await repository.use_session(session, user_id, hashed)
             if used is None:
                 return None
@@ -200,7 +206,7 @@ class Users:
             # Used up and replaced in one transaction: a crash leaves the person with one of the two.
             ends = now + timedelta(seconds=REFRESH_TTL_S)
             await repository.add_session(session, user_id, domain.token_hash(fresh), used.family, ends)
-            return await repository.credentials_of(session, user_id)
+            return known
 
         known = await self.runtime.store_of(user_id).local(work)
         if known is None:

@@ -9,11 +9,15 @@ from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
 from services.kit.auth import AccountStatus, Role
-from services.user.config import LOGIN_FAILURES_MAX
-from tests.support.services import redis_of
+from services.kit.problems import Problem
+from services.user.config import LOGIN_FAILURES_MAX, SPEC
+from services.user.schemas import LogIn
+from services.user.use_cases import Passwords, Users
+from tests.support.services import redis_of, replica
 from tests.support.system import Answer, Api, System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -157,6 +161,55 @@ async def test_a_new_password_ends_every_session(system: System) -> None:
     assert (await refresh(system, token)).status == 401
     assert (await log_in(system, account.username)).status == 401
     assert (await log_in(system, account.username, "another-password")).status == 200
+
+
+class Slow(Passwords):
+    """Says what it has found only when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def fits(self, stored: str | None, password: str) -> bool:
+        fits = await super().fits(stored, password)
+        self.found.set()
+        await self.go_on.wait()
+        return fits
+
+
+async def test_a_login_that_a_new_password_overtakes_begins_no_session(system: System) -> None:
+    """The old password was right when it was looked at, and is not when the session would begin."""
+    account, slow = await registered(system), Slow()
+    async with replica(system, SPEC) as runtime:
+        login = LogIn(password=PASSWORD, login=account.username)
+        old = asyncio.create_task(Users(runtime, slow).log_in(login))
+        await slow.found.wait()
+        changed = {"old_password": PASSWORD, "new_password": "another-password"}
+        assert (await as_self(system, account).put("/api/users/me/password", changed)).status == 200
+        slow.go_on.set()
+        with pytest.raises(Problem, match="wrong password"):
+            await old
+    assert await system.fetch_all("user", "SELECT 1 FROM user_sessions WHERE user_id = $1", account.id) == []
+
+
+async def test_a_session_that_is_renewed_while_the_password_changes_ends_too(system: System) -> None:
+    """A thief who refreshes at that moment has gained nothing."""
+    account = await registered(system)
+    token = (await log_in(system, account.username)).body["refresh_token"]
+    connection = await asyncpg.connect(system.dsns[f"user@{system.shard_of(account.id)}"])
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE user_sessions IN SHARE MODE")  # both are halfway when they meet it
+            renewed = asyncio.create_task(refresh(system, token))
+            await asyncio.sleep(0.3)
+            body = {"old_password": PASSWORD, "new_password": "another-password"}
+            changed = asyncio.create_task(as_self(system, account).put("/api/users/me/password", body))
+            await asyncio.sleep(0.7)
+        assert (await changed).status == 200
+        await renewed
+    finally:
+        await connection.close()
+    assert await system.fetch_all("user", "SELECT 1 FROM user_sessions WHERE user_id = $1", account.id) == []
 
 
 async def test_logging_out_ends_every_session(system: System) -> None:
