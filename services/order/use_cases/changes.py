@@ -72,7 +72,7 @@ class Changes:
             order = await repository.find(session, key, actor.sees)
             if order is None:
                 raise errors.order_not_found(order_id)
-            details = await repository.find_details(session, key)
+            details = await desk.agreed(session, key)
             return order, split_of_cancellation(order, details.lines, actor.party(order), desk.local_now(order))
 
         order, split = await desk.store_of(key).read(look)

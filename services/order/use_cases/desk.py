@@ -33,7 +33,7 @@ from services.order.config import (
 )
 from services.order.domain import Event, IllegalTransition, Order, Party, Status, transition
 from services.order.events import Subject, notifications
-from services.order.repository import OrderKey
+from services.order.repository import Details, OrderKey
 from sharding import IdMaker, bucket_of_id, time_of_id
 
 T = TypeVar("T")
@@ -119,6 +119,15 @@ class Desk:
         if order is None:
             raise errors.order_not_found(key.id)
         return order, actor.party(order)
+
+    async def agreed(self, session: AsyncSession, key: OrderKey) -> Details:
+        """What was agreed for an order that was looked at before, without taking it. Raises a 404 problem when the
+        booking, undecided then, was undone in between.
+        """
+        try:
+            return await repository.find_details(session, key)
+        except LookupError:
+            raise errors.order_not_found(key.id) from None
 
     def next_status(self, order: Order, event: Event, party: Party, *, refund_cents: int = 0) -> Status:
         """The status after `event`. Raises the 409 problem `illegal-transition` with what is allowed instead."""

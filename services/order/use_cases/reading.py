@@ -68,7 +68,7 @@ class Reading:
             order = await repository.find(session, key, actor.sees)
             if order is None:
                 raise errors.order_not_found(order_id)
-            details = await repository.find_details(session, key)
+            details = await desk.agreed(session, key)
             return order, details, await repository.events_of(session, key, 0, TRANSACTIONS_MAX)
 
         order, details, events = await desk.store_of(key).read(look)

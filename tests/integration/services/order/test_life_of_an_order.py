@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -152,6 +152,21 @@ async def test_an_order_is_nobody_elses(market: Market) -> None:
     answers.append(await stranger.api.get(f"/api/orders/{uuid4()}"))
     assert {answer.status for answer in answers} == {404}
     assert await market.status(order_id) == (0, 0)
+
+
+async def test_a_booking_that_is_undone_between_two_looks_is_not_there(market: Market) -> None:
+    """Whoever looks at an undecided booking may find the order and not what was agreed any more: 404, no fault."""
+    listing, owner = await market.listing(1), await market.owner()
+    order_id = await market.booked(owner, listing)
+    await market.system.quiet()
+    agreed = "WITH gone AS (DELETE FROM order_details WHERE order_id = $1 RETURNING *) SELECT * FROM gone"
+    [details] = await market.system.fetch_all("order", agreed, UUID(order_id))
+    for path in ("", "/cancellation-preview"):
+        answer = await owner.api.get(f"/api/orders/{order_id}{path}")
+        assert (answer.status, answer.body["code"]) == (404, "not-found"), path
+    back = "INSERT INTO order_details VALUES ($1, $2, $3, $4, $5)"
+    await market.system.fetch(f"order@{market.system.shard_of(UUID(order_id))}", back, *details.values())
+    assert (await owner.api.get(f"/api/orders/{order_id}")).status == 200
 
 
 async def test_an_illegal_step_says_what_is_possible_instead(market: Market) -> None:
