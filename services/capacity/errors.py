@@ -20,10 +20,8 @@ def capacity_exhausted(nights: Sequence[date]) -> Problem:
 
 
 def stale_fence(fence: int | None) -> Problem:
-    """409: a later holder of the booking lock was here first; take a new number and try again."""
-    return conflict(
-        "stale-fence", f"A booking with a later number than {fence} came first. Try again with a new number."
-    )
+    """409: a later holder of the booking lock was here first; a booking that is sent again gets a new number."""
+    return conflict("stale-fence", f"A booking with a later number than {fence} came first. Send the booking again.")
 
 
 def capacity_in_use(nights: Sequence[date]) -> Problem:
