@@ -26,11 +26,11 @@ def wrong_credentials() -> Problem:
 
 
 def too_many_attempts(wait_s: int) -> Problem:
-    """429: too many wrong passwords for this login."""
+    """429: too many wrong passwords for this login or account."""
     return Problem(
         429,
         "too-many-attempts",
-        f"Too many wrong passwords for this login. Try again in {wait_s} seconds.",
+        f"Too many wrong passwords. Try again in {wait_s} seconds.",
         headers={"Retry-After": str(wait_s)},
     )
 

@@ -159,14 +159,14 @@ class Users:
         except ValueError:
             await self.passwords.fits(None, body.password)
             raise errors.wrong_credentials() from None
-        await self._refuse_when_guessing(login)
+        await self._refuse_when_guessing(login.sharding_key)
         user_id = await self._owner_of(login)
         known = None
         if user_id is not None:
             uid = user_id
             known = await self.runtime.store_of(uid).read(lambda s: repository.credentials_of(s, uid))
         if not await self.passwords.fits(known.password_hash if known else None, body.password) or known is None:
-            await self._note_failure(login)
+            await self._note_failure(login.sharding_key)
             raise errors.wrong_credentials()
         refresh = domain.refresh_token(known.user_id, secrets.token_bytes(domain.REFRESH_SECRET_BYTES))
         now = self.runtime.clock()
@@ -218,10 +218,12 @@ class Users:
         await self.runtime.store_of(user_id).local(lambda s: repository.end_sessions(s, user_id))
 
     async def change_password(self, user_id: UUID, body: schemas.ChangePassword) -> None:
-        """A new password; every session ends."""
-        store = self.runtime.store_of(user_id)
+        """A new password; every session ends. Wrong ones are counted as at a login: a stolen token guesses no more."""
+        store, guessed = self.runtime.store_of(user_id), f"user:{user_id}"
+        await self._refuse_when_guessing(guessed)
         known = await store.read(lambda s: repository.credentials_of(s, user_id))
         if not await self.passwords.fits(known.password_hash if known else None, body.old_password):
+            await self._note_failure(guessed)
             raise errors.wrong_credentials()
         hashed = await self.passwords.hash(body.new_password)
 
@@ -257,13 +259,15 @@ class Users:
         return await self.user(user_id)
 
     async def apply_as_provider(self, user_id: UUID, text: str) -> None:
-        """Asks an administrator for the provider's role."""
-        user = await self._user(user_id)
-        if user["role"] != Role.OWNER:
-            raise errors.illegal_status("This account is a provider or administrator already.")
+        """Asks an administrator for the provider's role. Raises 409 for whoever has it, or more."""
         now = self.runtime.clock()
 
         async def work(session: AsyncSession) -> None:
+            user = await repository.user_of(session, user_id, lock=True)
+            if user is None:
+                raise not_found("user", user_id)
+            if user["role"] != Role.OWNER:
+                raise errors.illegal_status("This account is a provider or administrator already.")
             await repository.change_user(session, user_id, applied_at=now)
             await repository.change_details(session, user_id, application=text)
 
@@ -325,25 +329,25 @@ class Users:
     async def _owner_of(self, login: domain.Login) -> UUID | None:
         return await self._store_of_login(login).read(lambda s: repository.find_login(s, login))
 
-    async def _refuse_when_guessing(self, login: domain.Login) -> None:
+    async def _refuse_when_guessing(self, whose: str) -> None:
         try:
-            failures = int(await self.runtime.redis.get(_failures_key(login)) or 0)
+            failures = int(await self.runtime.redis.get(_failures_key(whose)) or 0)
         except (RedisError, OSError):
             return  # without Redis nobody is kept out; the hash itself is slow
         if failures >= LOGIN_FAILURES_MAX:
             raise errors.too_many_attempts(LOGIN_WAIT_S)
 
-    async def _note_failure(self, login: domain.Login) -> None:
+    async def _note_failure(self, whose: str) -> None:
         try:
-            key = _failures_key(login)
+            key = _failures_key(whose)
             await self.runtime.redis.incr(key)
             await self.runtime.redis.expire(key, LOGIN_WAIT_S)
         except (RedisError, OSError) as error:
             log.warning("login.failures_not_counted", error=str(error))
 
 
-def _failures_key(login: domain.Login) -> str:
-    return f"login_failures:{login.sharding_key}"
+def _failures_key(whose: str) -> str:
+    return f"login_failures:{whose}"
 
 
 def _logins_of(body: schemas.Register) -> Sequence[domain.Login]:

@@ -104,6 +104,17 @@ async def test_guessing_has_to_wait_and_only_for_that_login(system: System) -> N
     assert (await log_in(system, other.username)).status == 200
 
 
+async def test_whoever_stole_a_token_cannot_guess_the_password_with_it(system: System) -> None:
+    """A change of the password counts wrong old ones too, for the account."""
+    account = await registered(system)
+    body = {"old_password": "wrong", "new_password": "another-password"}
+    answers = [await as_self(system, account).put("/api/users/me/password", body) for _ in range(LOGIN_FAILURES_MAX)]
+    assert {answer.status for answer in answers} == {401}
+    answer = await as_self(system, account).put("/api/users/me/password", {**body, "old_password": PASSWORD})
+    assert (answer.status, answer.body["code"]) == (429, "too-many-attempts")
+    assert (await log_in(system, account.username)).status == 200
+
+
 async def test_a_refresh_token_works_once_and_its_reuse_ends_the_family(system: System) -> None:
     """Whoever brings a used token again ends all tokens that came of it, but not other sessions."""
     account = await registered(system)
