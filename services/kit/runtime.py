@@ -111,10 +111,6 @@ class Runtime:
         """
         return self._stores[self.shards.shard_of(where)]
 
-    def store_on(self, shard: str) -> Store:
-        """The database on one shard."""
-        return self._stores[shard]
-
     def service(self, name: str) -> ServiceClient:
         """A client of another service."""
         if name not in self.spec.calls:
