@@ -120,9 +120,9 @@ class Pets:
         }
         await self.client.call("POST", "/internal/claims", _Done, json=body)
 
-    async def release(self, order_id: UUID) -> None:
-        """Branch: the pets are free again."""
-        await self.client.call("POST", f"/internal/claims/{order_id}/release", _Done, json={})
+    async def release(self, order_id: UUID, *, since: date | None = None) -> None:
+        """Branch: the pets are free again, on all nights or on those from `since` on."""
+        await self.client.call("POST", f"/internal/claims/{order_id}/release", _Done, json={"since": since})
 
 
 @dataclass(frozen=True)

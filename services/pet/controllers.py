@@ -16,13 +16,13 @@ from services.pet.schemas import (
     CarePlan,
     ClaimAnswer,
     ClaimRequest,
-    Empty,
     NewPet,
     NewVaccination,
     PetChanges,
     PetFacts,
     PetView,
     ReleaseAnswer,
+    ReleaseRequest,
     StayView,
     VaccinationView,
 )
@@ -134,6 +134,6 @@ class InternalPetController(Controller):
         return await claims.claim(data)
 
     @post("/claims/{order_id:uuid}/release", guards=[internal(["order"])], status_code=200)
-    async def release(self, claims: Claims, order_id: FromPath[UUID], data: JSONBody[Empty]) -> ReleaseAnswer:
+    async def release(self, claims: Claims, order_id: FromPath[UUID], data: JSONBody[ReleaseRequest]) -> ReleaseAnswer:
         """Gives an order's pet nights back (a branch)."""
-        return await claims.release(order_id)
+        return await claims.release(order_id, data.since)

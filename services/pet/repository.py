@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, insert, select, text, update
+from sqlalchemy import bindparam, case, delete, func, insert, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -83,7 +83,7 @@ async def coming_nights(session: AsyncSession, pet_id: UUID, since: date) -> Seq
 
 
 async def stays_of(session: AsyncSession, pet_id: UUID, limit: int) -> Sequence[Any]:
-    """The pet's claims that were not given back, the latest first."""
+    """The pet's claims with a night that was not given back, the latest first."""
     query = (
         select(claims.c.order_id, claims.c.check_in, claims.c.check_out)
         .where(
@@ -173,13 +173,16 @@ async def take_nights(session: AsyncSession, order_id: UUID, claim: Claim) -> di
     return taken
 
 
-async def drop_nights(session: AsyncSession, order_id: UUID) -> int:
-    """Gives an order's nights back; returns how many."""
+async def drop_nights(session: AsyncSession, order_id: UUID, since: date | None) -> int:
+    """Gives an order's nights back, those from `since` on or all; returns how many. The claim then ends on that day."""
     statement = delete(claimed_nights).where(claimed_nights.c.order_id == order_id)
+    values: dict[str, Any] = {"released": True, "changed_at": func.clock_timestamp()}
+    if since is not None:
+        statement = statement.where(claimed_nights.c.night >= since)
+        ends = func.least(claims.c.check_out, since)
+        values["check_out"] = case((claims.c.check_in < since, ends), else_=claims.c.check_out)
     rows = (await session.execute(statement.returning(claimed_nights.c.night))).all()
-    await session.execute(
-        update(claims).where(claims.c.order_id == order_id).values(released=True, changed_at=func.clock_timestamp())
-    )
+    await session.execute(update(claims).where(claims.c.order_id == order_id).values(**values))
     return len(rows)
 
 

@@ -151,5 +151,7 @@ class ReleaseAnswer(msgspec.Struct, frozen=True):
     released: int
 
 
-class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A body without members."""
+class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which of an order's pet nights are given back: those from `since` on, or all."""
+
+    since: date | None = None

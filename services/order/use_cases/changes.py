@@ -226,9 +226,10 @@ class Changes:
             desk.payments.settle(order_id=order.id, provider_id=order.provider_id, amount_cents=order.total_cents),
             desk.copy_status(order),
         ]
-        if desk.local_now(order).date() < order.check_out:
+        today = desk.local_now(order).date()
+        if today < order.check_out:
             # An early pick-up keeps the price and the nights, but the pets may sleep elsewhere tonight.
-            steps.append(desk.pets.release(order.id))
+            steps.append(desk.pets.release(order.id, since=today))
         await all_of(*steps)
         return reply
 

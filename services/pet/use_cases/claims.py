@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -61,14 +62,16 @@ class ClaimUseCases:
 
         return await self.store.branch(work, ClaimAnswer)
 
-    async def release(self, order_id: UUID) -> ReleaseAnswer:
-        """A branch: gives back what the order claimed; nothing when it was given back before."""
+    async def release(self, order_id: UUID, since: date | None = None) -> ReleaseAnswer:
+        """A branch: gives back what the order claimed, or what of it is still ahead on the day `since`; nothing when it
+        was given back before.
+        """
 
         async def work(session: AsyncSession) -> ReleaseAnswer:
             known = await repository.take_claim(session, order_id)
             if known is None or known.released:
                 return ReleaseAnswer(0)
-            return ReleaseAnswer(await repository.drop_nights(session, order_id))
+            return ReleaseAnswer(await repository.drop_nights(session, order_id, since))
 
         return await self.store.branch(work, ReleaseAnswer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -128,14 +129,19 @@ async def test_an_unpaid_order_is_cancelled_without_money(market: Market) -> Non
 
 
 async def test_pets_that_go_home_early_may_sleep_elsewhere(market: Market) -> None:
-    """An early check-out keeps the price and the nights, and frees the pets."""
+    """An early check-out keeps the price and the nights, frees the pets from tonight on, and forgets none before."""
     listing, other, owner = await market.listing(1), await market.listing(1), await market.owner()
-    order_id = await market.booked(owner, listing, instant_book=True)
+    order_id = await market.booked(owner, listing, instant_book=True, begins_in_days=-1, nights=3)
     await market.done(owner, order_id, "pay")
     await market.done(listing.provider, order_id, "check-in")
     assert (await market.book(owner, other)).body["code"] == "pet-already-booked"
     await market.done(listing.provider, order_id, "check-out")
+    assert await market.nights(listing) == [(0, 1)] * 3
     assert (await market.book(owner, other)).status == 201
+    stays = await market.system.as_person("pet", owner.id).get(f"/api/pets/{owner.pets[0]}/stays")
+    today = market.today()
+    [past] = [stay for stay in stays.body["items"] if stay["order_id"] == order_id]
+    assert (past["check_in"], past["check_out"]) == (str(today - timedelta(days=1)), str(today))
 
 
 async def test_an_order_is_nobody_elses(market: Market) -> None:

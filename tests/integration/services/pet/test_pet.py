@@ -220,6 +220,23 @@ async def test_release_frees_the_pet_once(system: System, order: Caller) -> None
     assert await order.once(f"/internal/claims/{uuid4()}/release") == {"released": 0}
 
 
+@pytest.mark.parametrize(("since", "left"), [(FRIDAY, []), (SATURDAY, [FRIDAY]), (SUNDAY, [FRIDAY, SATURDAY])])
+async def test_a_release_from_a_day_on_keeps_the_nights_before_it(
+    system: System, order: Caller, since: str, left: list[str]
+) -> None:
+    """Who goes home early was there until then; what is given back is free, and given back once."""
+    owner = uuid4()
+    rex = await new_pet(system, owner)
+    body = claim(owner, rex, check_out=SUNDAY)
+    await order.once("/internal/claims", body)
+    path = f"/internal/claims/{body['order_id']}/release"
+    assert await order.once(path, {"since": since}) == {"released": 2 - len(left)}
+    assert await order.once(path, {"since": since}) == {"released": 0}
+    assert [night for night, _ in await nights(system, rex)] == left
+    stays = (await system.as_person("pet", owner).get(f"/api/pets/{rex}/stays")).body["items"]
+    assert [(stay["check_in"], stay["check_out"]) for stay in stays] == ([(FRIDAY, since)] if left else [])
+
+
 async def test_dates_are_changed_by_release_and_claim_in_one_transaction(system: System, order: Caller) -> None:
     """The order has its new nights and not its old ones; without the release other nights are refused."""
     owner = uuid4()
