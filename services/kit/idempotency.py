@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,6 +31,8 @@ LEASE_S = 30
 """Longer than a global transaction lives (10 s), so whoever takes a key again seldom meets the first one."""
 KEPT_H = 24
 KEY_LENGTH_MAX = 200
+
+log = structlog.get_logger(__name__)
 
 OPEN = text(
     """
@@ -147,7 +150,7 @@ async def once(store: Store, request: Keyed, work: Callable[[Keyed], Awaitable[R
     except OutcomeUnknown:
         raise  # the key stays taken: only the decision can tell
     except BaseException:
-        await store.local(lambda session: _abandon(session, taken))
+        await _free(store, taken)
         raise
     return reply
 
@@ -180,6 +183,14 @@ async def _open(session: AsyncSession, request: Keyed) -> Reply | datetime:
         retaken_at: datetime = (await session.execute(RETAKE, request._row)).scalar_one()
         return retaken_at
     raise _in_flight(f"The request with {HEADER} {request.key!r} is running.")
+
+
+async def _free(store: Store, request: Keyed) -> None:
+    """Frees the key of a request that failed. Never raises: whoever asked must hear why their request failed."""
+    try:
+        await store.local(lambda session: _abandon(session, request))
+    except Exception as error:  # whatever it is, the key is free when its lease ends
+        log.warning("idempotency.not_freed", key=request.key, error=f"{type(error).__name__}: {error}")
 
 
 async def _abandon(session: AsyncSession, request: Keyed) -> None:

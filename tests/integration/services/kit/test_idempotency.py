@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from coordinator.protocol.ids import BranchId, Xid
+from services.kit.database import Store
 from services.kit.idempotency import KEPT_H, LEASE_S, Keyed, Reply, keyed, once, sweep
 from services.kit.problems import Problem, conflict
 from services.kit.runtime import Runtime
@@ -241,6 +242,33 @@ async def test_who_was_slower_than_the_lease_neither_does_the_work_again_nor_fre
     assert (await repeat).body == {"answer": "second"}
     assert (await once(runtime.store, asked(actor), locally(runtime))).body == {"answer": "second"}
     assert await effects(runtime, actor) == 1
+
+
+class Leaving:
+    """A store whose database goes away while the work is done."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.away = False
+
+    async def local(self, work: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
+        if self.away:
+            raise ConnectionRefusedError
+        return await self._runtime.store.local(work)
+
+
+async def test_a_key_that_cannot_be_freed_does_not_hide_why_the_request_failed(runtime: Runtime) -> None:
+    """Whoever asked hears of their own failure; the key is free when its lease ends."""
+    actor, store = uuid4(), Leaving(runtime)
+
+    async def failing(request: Keyed) -> Reply:
+        store.away = True
+        raise conflict("capacity-exhausted", "no place")
+
+    with pytest.raises(Problem, match="capacity-exhausted"):
+        await once(cast(Store, store), asked(actor), failing)
+    await age(runtime, actor, LEASE_S + 1)
+    assert not (await once(runtime.store, asked(actor), locally(runtime))).replayed
 
 
 async def test_a_key_is_free_at_once_although_its_undone_answer_still_stands(runtime: Runtime) -> None:
