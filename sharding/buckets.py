@@ -35,12 +35,23 @@ def bucket_of(key: Key) -> Bucket:
 
     The canonical bytes are those of the key's text in UTF-8: a UUID as 8-4-4-4-12 lower-case digits, an int in
     decimal; bytes stand for themselves. So ``bucket_of(key) == bucket_of(str(key))``, and PostgreSQL agrees on
-    ``key::text``. Raises NotAKey for other types. Costs about a microsecond.
+    ``key::text``. Raises NotAKey for other types, and for text that UTF-8 cannot hold. Costs about a microsecond.
     """
     if isinstance(key, bytes):
         raw = key
-    elif isinstance(key, UUID | str) or (isinstance(key, int) and not isinstance(key, bool)):
+    elif isinstance(key, str):
+        raw = _utf8(key)
+    elif isinstance(key, UUID):
         raw = str(key).encode()
+    elif isinstance(key, int) and not isinstance(key, bool):
+        raw = int.__repr__(key).encode()  # not str(): a member of an enumeration has a text of its own
     else:
         raise NotAKey(f"a sharding key is a UUID, str, int or bytes, not {type(key).__name__}")
     return Bucket(int.from_bytes(hashlib.sha256(raw).digest()[:2], "big") % BUCKET_COUNT)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise NotAKey(f"{text!r} is no text of UTF-8") from None

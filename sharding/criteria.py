@@ -16,6 +16,7 @@ from sqlalchemy import CompoundSelect, Delete, Select, Table, Update
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import (
+    AbstractTextClause,
     BinaryExpression,
     BindParameter,
     BooleanClauseList,
@@ -24,22 +25,23 @@ from sqlalchemy.sql.elements import (
     ExpressionClauseList,
     False_,
     Grouping,
-    TextClause,
 )
 from sqlalchemy.sql.selectable import (
     AliasedReturnsRows,
     FromClause,
     Join,
     ScalarSelect,
+    ScalarValues,
     SelectBase,
     SelectStatementGrouping,
     TableClause,
+    Values,
 )
 from sqlalchemy.sql.visitors import ExternallyTraversible
 
 from sharding.buckets import Bucket
 from sharding.errors import CannotPlace
-from sharding.tables import PlacingColumn, ShardedTable, ShardedTables
+from sharding.tables import PlacingColumn, ShardedTable, ShardedTables, is_sent_as_given
 
 Buckets = frozenset[Bucket]
 Parameters = Mapping[str, Any]
@@ -67,8 +69,7 @@ def place_criteria(
     """Reads the placement out of a select, update or delete. Raises CannotPlace for what no shard alone can answer."""
     if isinstance(statement, CompoundSelect):
         return _place_compound(statement, parameters, tables)
-    if statement._independent_ctes:
-        raise CannotPlace("the statement", "it adds a CTE of its own: say where with key=")
+    _refuse_own_ctes(statement)
     scope = _Scope(statement, parameters, tables, enclosing=None)
     classes = scope.classes()
     if not classes or scope.main is None:
@@ -89,6 +90,8 @@ def place_criteria(
 
 
 def _place_compound(statement: CompoundSelect[Any], parameters: Parameters, tables: ShardedTables) -> Placement:
+    _refuse_own_ctes(statement)
+    refuse_nested(_around_union(statement))
     parts = []
     for part in statement.selects:
         plain = _ungrouped(part)
@@ -185,15 +188,17 @@ class _Scope:
                 *statement._order_by_clauses,
                 *statement._group_by_clauses,
                 *statement._having_criteria,
+                *statement._distinct_on,
+                *extensions(statement),
             )
-            limits = [c for c in (statement._limit_clause, statement._offset_clause) if c is not None]
-            return [*froms, *statement._where_criteria, *rest, *limits]
+            return [*froms, *statement._where_criteria, *rest, *_limits(statement)]
         self._add_from(statement.table, nullable=False)
         where = statement._where_criteria
         self.facts.restricting += _conjuncts(where)
         written = _written(statement) if isinstance(statement, Update) else ()
         roots = [*where, *(value for _, value in written if isinstance(value, ExternallyTraversible))]
         roots += [column for column in statement._returning if isinstance(column, ExternallyTraversible)]
+        roots += extensions(statement)
         sources = [getattr(element, "table", None) for element in walk(roots) if isinstance(element, ColumnClause)]
         extra = [source for source in dict.fromkeys(sources) if isinstance(source, FromClause)]
         for source in extra:
@@ -243,12 +248,7 @@ class _Scope:
 
     def _find_nested(self, roots: Iterable[Any]) -> None:
         for element in walk(roots):
-            if isinstance(element, TextClause) or (
-                isinstance(element, ColumnClause) and element.is_literal and element.name != "*"
-            ):
-                raise CannotPlace("text()", "literal SQL inside a statement cannot be read: say where with key=")
-            if isinstance(element, UpdateBase):
-                raise CannotPlace("the statement", "a nested insert, update or delete: say where with key=")
+            _refuse_opaque(element)
             if isinstance(element, ScalarSelect):
                 self.inner.append((element.element, True))
             elif isinstance(element, SelectBase):
@@ -339,14 +339,55 @@ class _Scope:
 
 
 def bound_value(element: Any, parameters: Parameters) -> Any:
-    """The value of a bind parameter, UNKNOWN for any other expression. Raises CannotPlace when it was not given."""
-    if not isinstance(element, BindParameter):
+    """The value of a bind parameter, UNKNOWN for any other expression and for types that change what they are given.
+
+    Raises CannotPlace when the value is missing.
+    """
+    if not isinstance(element, BindParameter) or not is_sent_as_given(element.type):
         return UNKNOWN
     if element.key in parameters:
         return parameters[element.key]
     if element.required:
         raise CannotPlace("the statement", f"the parameter {element.key} has no value")
     return element.effective_value
+
+
+def refuse_nested(roots: Iterable[Any]) -> None:
+    """Raises CannotPlace when `roots` hold a select of their own, or what cannot be read."""
+    for element in walk(roots):
+        _refuse_opaque(element)
+        if isinstance(_behind_alias(element), ScalarSelect | SelectBase):
+            raise CannotPlace("the statement", "a nested select here sees one shard only: say where with key=")
+
+
+def extensions(statement: Any) -> list[Any]:
+    """What was added to a statement with ``ext()``."""
+    names = ("_pre_columns_clause", "_post_select_clause", "_post_criteria_clause", "_post_body_clause")
+    found = (getattr(statement, name, None) for name in (*names, "_post_values_clause"))
+    return [clause for clause in found if clause is not None]
+
+
+def _refuse_opaque(element: Any) -> None:
+    if isinstance(element, AbstractTextClause) or (
+        isinstance(element, ColumnClause) and element.is_literal and element.name != "*"
+    ):
+        raise CannotPlace("text()", "literal SQL inside a statement cannot be read: say where with key=")
+    if isinstance(_behind_alias(element), UpdateBase):
+        raise CannotPlace("the statement", "a nested insert, update or delete: say where with key=")
+
+
+def _refuse_own_ctes(statement: Any) -> None:
+    if statement._independent_ctes:
+        raise CannotPlace("the statement", "it adds a CTE of its own: say where with key=")
+
+
+def _limits(statement: Any) -> list[Any]:
+    clauses = (statement._limit_clause, statement._offset_clause, statement._fetch_clause)
+    return [clause for clause in clauses if clause is not None]
+
+
+def _around_union(statement: CompoundSelect[Any]) -> list[Any]:
+    return [*statement._order_by_clauses, *statement._group_by_clauses, *_limits(statement)]
 
 
 def _written(statement: Any) -> list[tuple[Any, Any]]:
@@ -383,25 +424,31 @@ def _conjuncts(clauses: Iterable[Any]) -> list[ColumnElement[Any]]:
 
 
 def walk(roots: Iterable[Any]) -> Iterator[Any]:
-    """Every element under `roots`; a nested select is given but not entered."""
+    """Every element under `roots`; nested statements and tables are given but not entered."""
     stack = list(roots)
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # the elements too: an id is unique only among the living
     while stack:
         element = stack.pop()
         if id(element) in seen:
             continue
-        seen.add(id(element))
+        seen[id(element)] = element
         yield element
-        enters = not isinstance(element, ScalarSelect | SelectBase | UpdateBase | TableClause | AliasedReturnsRows)
-        if enters:
+        if not isinstance(_behind_alias(element), ScalarSelect | SelectBase | UpdateBase | TableClause):
             stack.extend(element.get_children())
+        if isinstance(element, Values | ScalarValues):
+            # Its rows are no children to SQLAlchemy.
+            cells = (cell for rows in element._data for row in rows for cell in row)
+            stack.extend(cell for cell in cells if isinstance(cell, ExternallyTraversible))
 
 
 def _selects_of(element: Any) -> Iterator[Any]:
     plain = _ungrouped(element)
+    if isinstance(plain, Select | CompoundSelect):
+        _refuse_own_ctes(plain)
     if isinstance(plain, Select):
         yield plain
     elif isinstance(plain, CompoundSelect):
+        refuse_nested(_around_union(plain))
         for part in plain.selects:
             yield from _selects_of(part)
     else:

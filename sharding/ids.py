@@ -46,10 +46,13 @@ def bucket_of_id(id: UUID) -> Bucket:
 
 
 def time_of_id(id: UUID) -> datetime:
-    """When `id` was made, in UTC to the millisecond. Raises NotAKey when it is no UUIDv7."""
+    """When `id` was made, in UTC to the millisecond. Raises NotAKey when it is no UUIDv7, or past the year 9999."""
     if id.version != 7:
         raise NotAKey(f"{id} carries no time: it is no UUIDv7")
-    return EPOCH + timedelta(milliseconds=id.int >> 80)
+    try:
+        return EPOCH + timedelta(milliseconds=id.int >> 80)
+    except OverflowError:
+        raise NotAKey(f"{id} carries no time: it is past the year 9999") from None
 
 
 def bucket_for(where: Key | Bucket) -> Bucket:

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, CompoundSelect, Delete, Executable, Insert, Select, Update, any_, literal, or_
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.visitors import ExternallyTraversible
 from sqlalchemy.types import SmallInteger
 
 from sharding.buckets import Bucket, Key
-from sharding.criteria import UNKNOWN, Placement, bound_value, place_criteria
+from sharding.criteria import UNKNOWN, Placement, bound_value, place_criteria, refuse_nested
 from sharding.errors import CannotPlace
 from sharding.ids import bucket_for
 from sharding.shard_map import ShardId, ShardMap
@@ -108,19 +109,16 @@ def _spread(
 ) -> Plan:
     name = placement.table.name
     wanted = placement.buckets
-    if only is not None and not placement.together:
+    if only is not None:
         wanted = only if wanted is None else wanted & only
+    if placement.together and wanted != placement.buckets:
+        raise CannotPlace(name, "a join cannot leave out buckets: run it for one key")
     groups = map.by_shard(wanted)
-    if placement.together:
-        if len(groups) > 1:
-            raise CannotPlace(
-                name, f"the statement joins rows of {len(groups)} shards: split it, or run it for one key"
-            )
-        groups = groups or {map.shards[0]: frozenset()}
-    elif not groups:
-        # Criteria that contradict themselves match nothing, on whichever shard.
-        groups = {map.shards[0]: frozenset()}
-    elif len(groups) > 1 or wanted is None or wanted != placement.buckets:
+    if placement.together and len(groups) > 1:
+        raise CannotPlace(name, f"the statement joins rows of {len(groups)} shards: split it, or run it for one key")
+    # Criteria that contradict themselves match nothing, on whichever shard.
+    groups = groups or {map.shards[0]: frozenset()}
+    if not placement.together and (len(groups) > 1 or wanted is None or wanted != placement.buckets):
         # A shard may still hold rows of buckets that it gave away: it answers for its own alone.
         column = placement.main.c[placement.table.bucket.column.key]
         parts = tuple(
@@ -133,9 +131,9 @@ def _spread(
 
 def _refuse_moving(statement: Update, parameters: Row, table: ShardedTable) -> None:
     written = [*(statement._values or {}), *(key for key, _ in getattr(statement, "_ordered_values", None) or ())]
-    bound = [] if statement._values else list(parameters)
     for placing in table.placing:
-        if any(_names(placing, key) for key in (*written, *bound)):
+        # SQLAlchemy sets what parameters name, beside what values() says.
+        if any(_names(placing, key) for key in (*written, *parameters)):
             raise CannotPlace(table.name, f"{placing.column.name} places the row and never changes: insert another row")
 
 
@@ -146,6 +144,7 @@ def _plan_insert(statement: Insert, parameters: Given, tables: ShardedTables, ma
     if statement._independent_ctes:
         raise CannotPlace(table.name, "the insert adds a CTE of its own: say where with key=")
     _refuse_moving_upsert(statement, table)
+    refuse_nested(_expressions_of(statement))
     groups: dict[ShardId, list[tuple[Bucket, Row]]] = {}
     rows, rebuild = _rows_of(statement, parameters)
     for row in rows:
@@ -157,6 +156,8 @@ def _plan_insert(statement: Insert, parameters: Given, tables: ShardedTables, ma
         parts.append(Part(shard, frozenset(bucket for bucket, _ in groups[shard]), built, given))
     if not parts:
         raise CannotPlace(table.name, f"the insert has no values: give one of {table.ways()}")
+    if len(parts) > 1 and statement._sort_by_parameter_order:
+        raise CannotPlace(table.name, "the rows would come back shard by shard: leave out sort_by_parameter_order")
     return Plan(tuple(parts), True, table.name, map.version)
 
 
@@ -220,6 +221,16 @@ def _with_bucket(row: Row, bucket: Bucket, table: ShardedTable) -> Row:
     # Keys of one kind: SQLAlchemy's values() takes columns or names, ORM parameters take names.
     name = table.bucket.column if not isinstance(sample, str) else sorted(table.bucket.names)[0]
     return {**row, name: bucket}
+
+
+def _expressions_of(statement: Insert) -> list[Any]:
+    """Whatever an insert has the database compute."""
+    upsert: Any = getattr(statement, "_post_values_clause", None)
+    rows = [statement._values or {}, *(row for group in statement._multi_values for row in group)]
+    found = [value for row in rows for value in (row.values() if isinstance(row, Mapping) else row)]
+    found += dict(getattr(upsert, "update_values_to_set", None) or ()).values()
+    found += [getattr(upsert, "update_whereclause", None), *statement._returning]
+    return [value for value in found if isinstance(value, ExternallyTraversible)]
 
 
 def _names(placing: PlacingColumn, key: Any) -> bool:

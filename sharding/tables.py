@@ -7,15 +7,29 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import CHAR, Enum, Integer, LargeBinary, String, Table, Uuid, inspect
+from sqlalchemy import CHAR, NCHAR, Enum, Integer, LargeBinary, String, Table, Uuid, inspect
+from sqlalchemy.dialects.postgresql import CITEXT
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.schema import Column
+from sqlalchemy.types import NullType
 
 from sharding.buckets import Bucket, bucket, bucket_of
 from sharding.errors import CannotPlace, NotAKey
 from sharding.ids import bucket_for
 
 Kind = Literal["bucket", "id", "key"]
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a type is text compared by its characters alone: no CHAR, CITEXT, enumeration or decorated type."""
+    kind = kind._variant_mapping.get("postgresql", kind)
+    return isinstance(kind, String) and not isinstance(kind, CHAR | NCHAR | CITEXT | Enum)
+
+
+def is_sent_as_given(kind: Any) -> bool:
+    """Whether the value of a parameter of this type reaches PostgreSQL, and is compared there, as it is here."""
+    kind = kind._variant_mapping.get("postgresql", kind)
+    return isinstance(kind, Integer | Uuid | LargeBinary | NullType) or is_text(kind)
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class ShardedTables:
         columns whose values carry the bucket of the row (its own id, its owner's). A UUID in `key` that carries a
         bucket is placed by it too, as everywhere (`bucket_for`). Tables joined by equal placing columns of one kind
         count as co-located. Raises CannotPlace for a column that is missing or whose equality is not the equality of
-        its bytes (CHAR, enumerations, decorated types).
+        its bytes (CHAR, CITEXT, enumerations, decorated types).
         """
         mapper = None if isinstance(table, Table) else inspect(table)
         if mapper is not None and not isinstance(mapper, Mapper):
@@ -115,7 +129,7 @@ def _placing(table: Table, name: str, kind: Kind, mapper: Mapper[Any] | None) ->
     if found is None:
         raise CannotPlace(table.fullname, f"there is no column {name}")
     wanted: tuple[type, ...] = {"bucket": (Integer,), "id": (Uuid,), "key": (Uuid, Integer, String, LargeBinary)}[kind]
-    if not isinstance(found.type, wanted) or isinstance(found.type, CHAR | Enum):
+    if not isinstance(found.type, wanted) or not is_sent_as_given(found.type):
         raise CannotPlace(table.fullname, f"{name} has type {found.type!r}, which cannot be a {kind} column")
     names = {found.name, found.key}
     if mapper is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -41,9 +42,22 @@ def test_a_key_and_its_text_have_one_bucket() -> None:
     assert bucket_of(-7) == bucket_of("-7")
 
 
-@pytest.mark.parametrize("wrong", [None, 1.5, True, ["a"]])
+def test_a_member_of_an_enumeration_is_the_value_that_postgresql_gets() -> None:
+    """Python may print it otherwise; what is written is the value."""
+
+    class Login(str, enum.Enum):  # noqa: UP042 - a StrEnum prints its value, this does not
+        ANNA = "anna"
+
+    class Number(int, enum.Enum):
+        SEVEN = 7
+
+    assert bucket_of(Login.ANNA) == bucket_of("anna")
+    assert bucket_of(Number.SEVEN) == bucket_of(7)
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, True, ["a"], "\ud800"])
 def test_what_has_no_canonical_form_is_refused(wrong: object) -> None:
-    """Only UUID, str, int and bytes are keys."""
+    """Only UUID, str, int and bytes are keys, and text only where it is Unicode."""
     with pytest.raises(NotAKey):
         bucket_of(wrong)  # type: ignore[arg-type]  # the refusal of a wrong type is what is tested
 
@@ -111,6 +125,12 @@ def test_ids_of_one_bucket_strictly_rise_while_the_clock_stands_or_steps_back() 
     made = [maker(Bucket(4)) for _ in range(7)]
     assert made == sorted(set(made))
     assert [one.int >> 80 for one in made] == [1000] * 5 + [1001] * 2
+
+
+def test_a_time_that_python_cannot_hold_is_no_time() -> None:
+    """An id may carry the year 10889: it is refused like any other stranger's."""
+    with pytest.raises(NotAKey, match="carries no time"):
+        time_of_id(UUID("ffffffff-ffff-7000-8000-000000000000"))
 
 
 def test_a_full_millisecond_borrows_the_next() -> None:

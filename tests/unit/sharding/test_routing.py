@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import (
+    CHAR,
+    NCHAR,
+    Column,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
     bindparam,
+    column,
     delete,
     exists,
     false,
@@ -23,9 +33,12 @@ from sqlalchemy import (
     true,
     union_all,
     update,
+    values,
 )
+from sqlalchemy.dialects.postgresql import CITEXT, distinct_on
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
 
 from sharding import Bucket, CannotPlace, IdMaker, Plan, ShardedTables, bucket_of, even_map, plan
 from tests.support.fleet import SHARD_0, SHARD_1, colors, declared, invoices, lines, logins
@@ -36,6 +49,9 @@ ID_3, ID_4, ID_900 = IDS(Bucket(3)), IDS(Bucket(4)), IDS(Bucket(900))
 i, d, g = invoices.c, lines.c, logins.c
 OTHER = invoices.alias()
 PAIR = invoices.join(OTHER, true())
+ALL_LINES = select(func.max(d.line)).scalar_subquery()
+GONE = delete(invoices).returning(i.id).cte("gone")
+UPSERT = pg_insert(invoices).values(id=ID_3)
 
 
 class Base(DeclarativeBase):
@@ -49,6 +65,22 @@ class Note(Base):
     home: Mapped[int] = mapped_column("bucket", primary_key=True)
     id: Mapped[UUID] = mapped_column(primary_key=True)
     body: Mapped[str | None]
+
+
+class LowerCase(TypeDecorator[str]):
+    """A type that sends something else than it is given."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        return None if value is None else value.lower()
+
+
+class Name(str, enum.Enum):  # noqa: UP042 - a StrEnum has the text of its value, this has not
+    """Text with a text of its own."""
+
+    ANNA = "anna"
 
 
 def tables() -> ShardedTables:
@@ -74,6 +106,11 @@ PLACED = [
     (select(invoices).where(i.id == str(ID_3)), {3}),
     (select(invoices.c.pieces).where(i.customer_id == ID_900, i.pieces > 1), {900}),
     (select(logins).where(g.login == "anna"), {bucket_of("anna")}),
+    (select(logins).where(g.login == Name.ANNA), {bucket_of("anna")}),
+    (select(logins).where(g.login == literal("ANNA", LowerCase)), None),
+    (select(logins).where(g.login.in_(bindparam("x", ["ANNA"], expanding=True, type_=LowerCase))), None),
+    (select(logins).where(g.login == literal("ANNA", CITEXT)), None),
+    (select(logins).where(g.login == literal("anna", CHAR(9))), None),
     (select(invoices).where(i.id.in_([ID_3, ID_4])), {3, 4}),
     (select(invoices).where(i.id.in_([ID_3, ID_900])), {3, 900}),
     (select(invoices).where(or_(i.id == ID_3, i.bucket == 7)), {3, 7}),
@@ -153,6 +190,21 @@ REFUSED = [
     (select(func.now()), "reads no sharded table"),
     (select(invoices).where(i.id == ID_3, i.id.in_(select(d.invoice_id).where(d.bucket == 900))), "2 shards"),
     (union_all(select(i.id).where(i.bucket == 1), select(i.id)), "each part of a union"),
+    (union_all(select(i.id).where(i.bucket == 1), select(i.id).where(i.bucket == 1)).add_cte(GONE), "CTE of its own"),
+    (union_all(select(i.id).where(i.bucket == 1), select(i.id).where(i.bucket == 1)).order_by(ALL_LINES), "nested"),
+    (select(i.id).where(i.bucket == 3).add_cte(GONE), "CTE of its own"),
+    (select(i.id).where(i.bucket == 3, exists(select(d.line).where(d.bucket == 3).add_cte(GONE))), "CTE of its own"),
+    (select(i.id, GONE.c.id).where(i.bucket == 3), "nested insert, update or delete"),
+    (select(i.id).where(i.bucket == 3, i.id.in_(select(GONE.c.id))), "nested insert, update or delete"),
+    (select(i.id, func.unnest(ALL_LINES).table_valued("x").c.x).where(i.bucket == 3), "lines"),
+    (
+        select(i.id)
+        .join_from(invoices, values(column("x", Integer), name="v").data([(ALL_LINES,)]), true())
+        .where(i.bucket == 3),
+        "lines",
+    ),
+    (select(i.id).distinct(ALL_LINES).where(i.bucket == 3), "lines"),
+    (select(i.id).ext(distinct_on(ALL_LINES)).where(i.bucket == 3), "lines"),
     (select(select(invoices).subquery()), "reads no sharded table|all shards"),
     (update(invoices).values(pieces=1), "does not say where: add one of bucket, id, customer_id"),
     (update(invoices).values(pieces=1).where(i.pieces == 2), "does not say where"),
@@ -163,6 +215,15 @@ REFUSED = [
     (update(invoices).values(pieces=d.line).where(i.id == ID_3), "lines"),
     (delete(invoices).where(i.bucket == 3, i.pieces == d.line), "lines"),
     (insert(invoices), "no values"),
+    (insert(invoices).values(id=ID_3, pieces=ALL_LINES), "nested select"),
+    (insert(invoices).values([{"id": ID_3, "pieces": ALL_LINES}]), "nested select"),
+    (insert(invoices).values(id=ID_3, pieces=text("(SELECT 1)")), "text"),
+    (insert(invoices).values(id=ID_3).returning(ALL_LINES), "nested select"),
+    (UPSERT.on_conflict_do_update(index_elements=["bucket", "id"], set_={"pieces": ALL_LINES}), "nested select"),
+    (
+        UPSERT.on_conflict_do_update(index_elements=["bucket", "id"], set_={"pieces": 1}, where=exists(select(d.line))),
+        "nested select",
+    ),
     (insert(invoices).values(pieces=1), "does not say where: give one of bucket, id"),
     (insert(invoices).values(bucket=func.abs(3)), "plain value"),
     (insert(invoices).values(bucket=4, id=ID_3), "different buckets: bucket says 4, id says 3"),
@@ -176,6 +237,33 @@ def test_what_cannot_be_placed_is_refused_with_the_way_out(statement: Any, words
     """The message names the table or the part, and what to add."""
     with pytest.raises(CannotPlace, match=words):
         planned(statement)
+
+
+def test_what_parameters_add_to_an_update_cannot_move_a_row_either() -> None:
+    """SQLAlchemy sets a column that a parameter names, beside those of values()."""
+    statement = update(invoices).values(pieces=1).where(i.bucket == 3)
+    with pytest.raises(CannotPlace, match="id places the row and never changes"):
+        planned(statement, {"id": ID_900})
+
+
+def test_an_order_of_parameters_that_shards_cannot_keep_is_refused() -> None:
+    """RETURNING over two shards comes shard by shard; on one it keeps the order asked for."""
+    statement = insert(invoices).returning(i.id, sort_by_parameter_order=True)
+    assert len(planned(statement, [{"id": ID_4}, {"id": ID_3}]).parts) == 1
+    with pytest.raises(CannotPlace, match="sort_by_parameter_order"):
+        planned(statement, [{"id": ID_900}, {"id": ID_3}])
+
+
+def test_only_leaves_out_all_other_buckets() -> None:
+    """Also where nothing is left, and never silently: a join is refused instead of being read whole."""
+    only = frozenset({Bucket(900)})
+    (part,) = planned(delete(invoices).where(i.bucket == 3), only=only).parts
+    assert part.buckets == frozenset()
+    assert "ANY" in str(part.statement)
+    joined = select(invoices, OTHER).where(i.bucket == 3, OTHER.c.bucket == 4)
+    assert len(planned(joined, only=frozenset({Bucket(3), Bucket(4), Bucket(5)})).parts) == 1
+    with pytest.raises(CannotPlace, match="cannot leave out buckets"):
+        planned(joined, only=frozenset({Bucket(3)}))
 
 
 def test_an_explicit_key_places_anything() -> None:
@@ -211,7 +299,7 @@ def test_inserts_are_split_by_shard_and_get_their_bucket() -> None:
     one = planned(insert(invoices).values(id=ID_900)).parts[0]
     assert one.statement.compile().params == {"id": ID_900, "bucket": 900}
     given = planned(insert(invoices), {"id": ID_900}).parts[0]
-    assert (given.shard, given.statement.compile().params["bucket"]) == (SHARD_1, 900)
+    assert (given.shard, given.statement.compile(column_keys=["id"]).params["bucket"]) == (SHARD_1, 900)
     mapped = planned(insert(Note), [{"id": ID_900, "body": "x"}]).parts[0]
     assert (mapped.shard, mapped.parameters) == (SHARD_1, [{"id": ID_900, "body": "x", "bucket": 900}])
 
@@ -237,3 +325,7 @@ def test_columns_that_cannot_place_are_refused_when_they_are_declared() -> None:
     for options in ({"key": "nothing"}, {"id_columns": ("pieces",)}, {"bucket": "title"}, {"key": "amount"}):
         with pytest.raises(CannotPlace):
             ShardedTables().sharded(invoices, **options)  # type: ignore[arg-type]
+    for kind in (CHAR(5), NCHAR(5), CITEXT(), LowerCase(), String().with_variant(CHAR(5), "postgresql")):
+        odd = Table("odd", MetaData(), Column("bucket", SmallInteger), Column("login", kind))
+        with pytest.raises(CannotPlace, match="cannot be a key column"):
+            ShardedTables().sharded(odd, key="login")
