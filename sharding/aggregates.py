@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_UP, Context, Decimal
 from typing import Any
 
-from sqlalchemy import Double, Float, Integer, Numeric, cast, func
+from sqlalchemy import Double, Float, Integer, Numeric, cast, func, type_coerce
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from sharding.errors import CannotMerge
 
+NUMBERS = (Integer, Numeric, Float)
 AGGREGATES = frozenset({"count", "sum", "min", "max", "avg"})
 NUMERIC_DIGITS_MAX = 150_000
 """More digits than PostgreSQL's numeric can have (131072 before the point, 16383 after it)."""
@@ -40,12 +42,26 @@ def partials(aggregate: Aggregate) -> list[ColumnElement[Any]]:
     name = aggregate.name
     if name in ("sum", "avg"):
         (argument,) = aggregate.arguments()
-        if not isinstance(argument.type, Integer | Numeric | Float):
+        if not isinstance(argument.type, NUMBERS):
             raise CannotMerge(f"{name}({argument})", f"only numbers are added up, not {argument.type!r}")
-        if name == "avg":
-            summed = cast(argument, Double) if isinstance(argument.type, Float) else argument
-            return [_filtered(func.sum(summed), aggregate), _filtered(func.count(argument), aggregate)]
+        given = aggregate.function.type
+        if not isinstance(given, (*NUMBERS, NullType)) or (isinstance(given, Float) and given.asdecimal):
+            raise CannotMerge(f"{name}({argument})", f"sums shown as {given!r} are rounded before they are added up")
+        summed = argument
+        if isinstance(argument.type, Float) and name == "avg":
+            summed = cast(argument, Double)
+        elif isinstance(argument.type, Numeric) and not isinstance(argument.type, Float):
+            summed = type_coerce(argument, Numeric())  # Decimals, also where the whole is shown as a float
+        found = [_filtered(func.sum(summed), aggregate)]
+        return [*found, _filtered(func.count(argument), aggregate)] if name == "avg" else found
     return [_filtered(aggregate.function, aggregate)]
+
+
+def shown(aggregate: Aggregate, value: Any) -> Any:
+    """A combined value in the type that SQLAlchemy would have given it."""
+    given = aggregate.function.type
+    as_float = isinstance(given, Numeric | Float) and not given.asdecimal
+    return float(value) if as_float and value is not None and aggregate.name in ("sum", "avg") else value
 
 
 def combine(name: str, parts: Sequence[tuple[Any, ...]], sort_value: Callable[[Any], Any]) -> Any:

@@ -14,18 +14,16 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import (
-    CHAR,
     Boolean,
     CompoundSelect,
     Date,
     DateTime,
-    Enum,
+    Double,
     Float,
     Integer,
     LargeBinary,
     Numeric,
     Select,
-    String,
     Uuid,
     type_coerce,
 )
@@ -33,6 +31,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import (
     AggregateOrderBy,
+    BinaryExpression,
+    CollationClause,
     ColumnElement,
     FunctionFilter,
     Grouping,
@@ -43,9 +43,10 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.sql.functions import FunctionElement
 
-from sharding.aggregates import AGGREGATES, Aggregate, combine, partials
-from sharding.criteria import UNKNOWN, Parameters, bound_value, walk
+from sharding.aggregates import AGGREGATES, Aggregate, combine, partials, shown
+from sharding.criteria import UNKNOWN, Parameters, bound_value, extensions, walk
 from sharding.errors import CannotMerge, TooManyRows
+from sharding.tables import is_text
 
 BYTEWISE_COLLATIONS = frozenset({"C", "POSIX", "ucs_basic", "pg_c_utf8"})
 # fmt: off
@@ -106,12 +107,12 @@ def plan_merge(statement: Any, parameters: Parameters, *, rows_max: int) -> Merg
 def comparable(expression: ColumnElement[Any]) -> ColumnElement[Any]:
     """`expression` in a form whose Python values compare as PostgreSQL compares them. Raises CannotMerge for others."""
     kind = expression.type
-    if isinstance(kind, String) and not isinstance(kind, CHAR | Enum):
-        if kind.collation in BYTEWISE_COLLATIONS:
+    if is_text(kind):
+        if getattr(kind, "collation", None) in BYTEWISE_COLLATIONS and not _collates_otherwise(expression):
             return expression
         raise CannotMerge(f"ORDER BY {expression}", 'text is merged only in the order of its bytes: add .collate("C")')
     if isinstance(kind, Float):
-        return expression
+        return type_coerce(expression, Double()) if kind.asdecimal else expression  # as Decimals they would be rounded
     if isinstance(kind, Numeric):
         return expression if kind.asdecimal else type_coerce(expression, Numeric())
     if isinstance(kind, Integer | Uuid | DateTime | Date | Boolean | LargeBinary):
@@ -126,6 +127,21 @@ def sort_value(value: Any) -> tuple[Any, ...]:
     return (0, value)
 
 
+def _collates_otherwise(expression: Any) -> bool:
+    """Whether a part of a text has a collation that could win over the one that SQLAlchemy sees."""
+    while isinstance(expression, Label | Grouping):
+        expression = expression.element
+    if isinstance(expression, BinaryExpression) and expression.operator is operators.collate:
+        return False  # an explicit collation on top is the last word
+    return any(_collation_of(element) not in {None, *BYTEWISE_COLLATIONS} for element in walk([expression]))
+
+
+def _collation_of(element: Any) -> Any:
+    if isinstance(element, CollationClause):
+        return element.collation
+    return getattr(getattr(element, "type", None), "collation", None)
+
+
 def _refuse_parts(statement: Select[Any]) -> None:
     refused = {
         "DISTINCT": statement._distinct or statement._distinct_on,
@@ -133,6 +149,7 @@ def _refuse_parts(statement: Select[Any]) -> None:
         "HAVING": statement._having_criteria,
         "FETCH": statement._fetch_clause is not None,
         "FOR UPDATE": statement._for_update_arg is not None,
+        "a syntax extension": extensions(statement),
         "a prefix or suffix": statement._prefixes or statement._suffixes or statement._statement_hints,
     }
     for what, there in refused.items():
@@ -191,6 +208,7 @@ def _plan_aggregates(statement: Select[Any]) -> Merge:
             _refuse_functions(argument)
             if aggregate.name in ("min", "max"):
                 comparable(argument)
+                comparable(aggregate.function)
         parts = partials(aggregate)
         widths.append(len(parts))
         columns += [part.label(f"_part_{len(columns) + number}") for number, part in enumerate(parts)]
@@ -199,7 +217,8 @@ def _plan_aggregates(statement: Select[Any]) -> Merge:
         rows = [answer[0] for answer in answers]
         combined, start = [], 0
         for aggregate, width in zip(found, widths, strict=True):
-            combined.append(combine(aggregate.name, [tuple(row[start : start + width]) for row in rows], sort_value))
+            parts = [tuple(row[start : start + width]) for row in rows]
+            combined.append(shown(aggregate, combine(aggregate.name, parts, sort_value)))
             start += width
         return [tuple(combined)]
 

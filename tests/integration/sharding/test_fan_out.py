@@ -11,7 +11,22 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import collate, delete, distinct, exists, func, insert, literal_column, select, text, union_all
+from sqlalchemy import (
+    Float,
+    Numeric,
+    collate,
+    delete,
+    distinct,
+    exists,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import CITEXT, distinct_on
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sharding import (
@@ -144,6 +159,24 @@ async def test_means_are_rounded_to_the_digit_as_postgresql_does(fleet: Fleet, w
             assert shown([(await fan_out(fleet.shards, fleet.tables, statement)).one()]) == shown([expected])
 
 
+async def test_numbers_shown_as_floats_or_rounded_are_merged_by_what_they_are(fleet: Fleet, whole: AsyncEngine) -> None:
+    """Types that show less than PostgreSQL holds change neither order nor sums."""
+    as_float, as_decimal = type_coerce(i.amount, Numeric(asdecimal=False)), type_coerce(i.ratio, Float(asdecimal=True))
+    rows = [
+        {**random_row(random.Random(n)), "amount": Decimal(f"0.{n + 1}"), "ratio": (9 - n) * 1e-13} for n in range(9)
+    ]
+    await fleet.router.execute(insert(invoices), rows, each_alone=True)
+    async with whole.begin() as connection:
+        await connection.execute(insert(invoices), rows)
+        for statement in (
+            select(func.sum(as_float), func.avg(as_float), func.min(as_float), func.avg(as_float, type_=Float)),
+            select(i.id, as_decimal.label("ratio")).order_by(as_decimal),
+            select(i.id).order_by(as_float.desc()),
+        ):
+            expected = (await connection.execute(statement)).all()
+            assert shown((await fan_out(fleet.shards, fleet.tables, statement)).rows) == shown(expected)
+
+
 async def test_ties_may_come_in_any_order_but_never_twice(fleet: Fleet) -> None:
     """With an order that is not total, pages hold the right keys and no row twice."""
     dice = random.Random(1)
@@ -191,6 +224,12 @@ REFUSED = [
     (select(i.id).fetch(3), "FETCH"),
     (select(i.id).limit(i.pieces), "LIMIT"),
     (select(i.id).prefix_with("/*+ x */"), "prefix"),
+    (select(i.id).ext(distinct_on(i.pieces)), "DISTINCT"),
+    (select(i.id).order_by(i.note + collate(i.title, "de_DE")), "de_DE"),
+    (select(func.min(func.coalesce(i.note, collate(i.title, "de_DE")))), "de_DE"),
+    (select(i.id).order_by(type_coerce(i.title, CITEXT).collate("C")), "title"),
+    (select(func.sum(type_coerce(i.ratio, Float(asdecimal=True)))), "rounded"),
+    (select(func.avg(i.ratio, type_=Float(asdecimal=True))), "rounded"),
 ]
 
 
