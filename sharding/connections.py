@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 import asyncpg
-from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -20,6 +20,8 @@ AnyConnection = asyncpg.Connection | AsyncConnection
 """A bare asyncpg connection, or a SQLAlchemy one over asyncpg whose transaction, if begun, is joined."""
 
 CONNECT_TIMEOUT_S = 5.0
+CONNECT_ERRORS = (DBAPIError, PoolTimeout, PostgresError, InterfaceError, InternalClientError, OSError, TimeoutError)
+"""What a server that is away may raise; a connection cut at an unlucky moment confuses asyncpg itself."""
 UNREACHABLE_STATES = ("08", "57P", "53300")
 """SQLSTATEs, or their beginnings, that speak of the server and not of the statement."""
 
@@ -47,6 +49,18 @@ async def bare(connection: AnyConnection) -> Any:
         await connection.exec_driver_sql("SELECT 1")
         return (await connection.get_raw_connection()).driver_connection
     return connection
+
+
+@asynccontextmanager
+async def local_setting(raw: Any, name: str, value: str) -> AsyncIterator[None]:
+    """A setting inside a transaction or savepoint, put back at the end: the caller may go on in the same transaction.
+
+    When the block raises, the rollback that follows puts it back.
+    """
+    before = await raw.fetchval("SELECT current_setting($1)", name)
+    await raw.execute("SELECT set_config($1, $2, true)", name, value)
+    yield
+    await raw.execute("SELECT set_config($1, $2, true)", name, before)
 
 
 def postgres_error(error: BaseException) -> Any:
@@ -82,7 +96,7 @@ async def open_session(session: AsyncSession, shard: str) -> AsyncIterator[Async
     async with session:
         try:
             await session.connection()
-        except (DBAPIError, PoolTimeout, PostgresError, InterfaceError, OSError, TimeoutError) as error:
+        except CONNECT_ERRORS as error:
             raise ShardUnavailable(shard, str(getattr(error, "orig", None) or error) or type(error).__name__) from error
         yield session
 
@@ -100,6 +114,6 @@ def why_unreachable(error: BaseException) -> str | None:
         return str(error) or type(error).__name__
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return "the connection was cut"
-    if isinstance(error, InterfaceError) and "closed" in str(error):
+    if isinstance(error, InternalClientError) or (isinstance(error, InterfaceError) and "closed" in str(error)):
         return "the connection was cut"
     return None

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from sharding.buckets import BUCKET_COUNT, Bucket
-from sharding.connections import AnyConnection, bare, load_sql
+from sharding.connections import AnyConnection, bare, load_sql, local_setting
 from sharding.errors import GuardRefused
 from sharding.shard_map import ShardId
 
@@ -105,10 +105,8 @@ async def set_bucket_states(
     raw = await bare(connection)
     async with raw.transaction():
         # Not lock_timeout: under overlapping readers of a row it starts again with each of them.
-        before = await raw.fetchval("SELECT current_setting('statement_timeout')")
-        await raw.execute("SELECT set_config('statement_timeout', $1, true)", f"{FENCE_TIMEOUT_MS}ms")
-        await raw.execute("SELECT sharding.set_state($1::smallint[], $2, $3)", list(buckets), state.value, epoch)
-        await raw.execute("SELECT set_config('statement_timeout', $1, true)", before)
+        async with local_setting(raw, "statement_timeout", f"{FENCE_TIMEOUT_MS}ms"):
+            await raw.execute("SELECT sharding.set_state($1::smallint[], $2, $3)", list(buckets), state.value, epoch)
 
 
 async def _guard_table(raw: Any, table: str) -> str:

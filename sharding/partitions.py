@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from asyncpg.exceptions import LockNotAvailableError
+from asyncpg.exceptions import (
+    CheckViolationError,
+    DuplicateTableError,
+    InvalidObjectDefinitionError,
+    LockNotAvailableError,
+)
 
-from sharding.connections import AnyConnection, bare
+from sharding.connections import AnyConnection, bare, local_setting
 from sharding.errors import PartitionsRefused
 
 NAME_BYTES_MAX = 63
@@ -72,8 +77,8 @@ async def partitions_of(connection: AnyConnection, table: str) -> list[Partition
     """The partitions of `table` ("orders" or "schema.orders") by their start, the default one last."""
     raw = await bare(connection)
     async with raw.transaction():
-        await raw.execute("SET LOCAL datestyle = 'ISO'")
-        rows = await raw.fetch(PARTITIONS_SQL, table)
+        async with local_setting(raw, "datestyle", "ISO"):
+            rows = await raw.fetch(PARTITIONS_SQL, table)
     found = [_partition(row["name"], row["bound"]) for row in rows]
     return sorted(found, key=lambda p: (p.is_default, p.starts or datetime.min.replace(tzinfo=UTC)))
 
@@ -115,24 +120,36 @@ async def _make_missing(raw: Any, table: str, months: list[datetime], after_crea
     if row is None or not row["by_time"]:
         raise PartitionsRefused(f"{table} is not a table partitioned by range of one timestamptz column")
     await raw.execute("SELECT pg_advisory_xact_lock($1, $2)", PARTITION_LOCK_CLASS, row["oid"] % 2**31)
-    missing = [month for month in months if not _covered(month, await partitions_of(raw, table))]
-    if missing:
-        await raw.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+    standing = await partitions_of(raw, table)
     made = []
-    for month in missing:
-        plain = partition_name(row["name"], month)
-        name = f"{row['quoted_schema']}.{await raw.fetchval('SELECT quote_ident($1)', plain)}"
+    async with local_setting(raw, "lock_timeout", f"{LOCK_TIMEOUT_MS}ms"):
+        for month in months:
+            if _covered(month, standing):
+                continue
+            plain = partition_name(row["name"], month)
+            name = f"{row['quoted_schema']}.{await raw.fetchval('SELECT quote_ident($1)', plain)}"
+            await _make(raw, table, name, month)
+            owner = await raw.fetchval("SELECT quote_ident($1)", row["owner"])
+            if await raw.fetchval("SELECT current_user <> $1", row["owner"]):
+                await raw.execute(f"ALTER TABLE {name} OWNER TO {owner}")
+            if after_create is not None:
+                await after_create(raw, name)
+            made.append(plain)
+    return made
+
+
+async def _make(raw: Any, table: str, name: str, month: datetime) -> None:
+    try:
         await raw.execute(
             f"CREATE TABLE {name} PARTITION OF {table}"
             f" FOR VALUES FROM ('{month.isoformat()}') TO ('{month_of(month, 1).isoformat()}')"
         )
-        owner = await raw.fetchval("SELECT quote_ident($1)", row["owner"])
-        if await raw.fetchval("SELECT current_user <> $1", row["owner"]):
-            await raw.execute(f"ALTER TABLE {name} OWNER TO {owner}")
-        if after_create is not None:
-            await after_create(raw, name)
-        made.append(plain)
-    return made
+    except CheckViolationError as error:
+        raise PartitionsRefused(
+            f"{name}: the default partition holds rows of this month, move them: {error}"
+        ) from error
+    except (DuplicateTableError, InvalidObjectDefinitionError) as error:
+        raise PartitionsRefused(f"{name}: another table has its name or a part of its month: {error}") from error
 
 
 def _covered(month: datetime, partitions: list[Partition]) -> bool:
@@ -153,4 +170,4 @@ def _partition(name: str, bound: str) -> Partition:
 
 def _instant(text: str | None) -> datetime | None:
     # In ISO form PostgreSQL writes the offset of the session's zone, so no zone has to be set.
-    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+    return None if text in (None, "infinity", "-infinity") else datetime.fromisoformat(text).astimezone(UTC)

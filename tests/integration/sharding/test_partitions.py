@@ -126,6 +126,46 @@ async def test_what_cannot_have_months_is_refused(connection: Any) -> None:
         await ensure_months(connection, "orders", ahead=121, now=NOW)
 
 
+async def test_a_month_that_cannot_be_made_is_refused_with_what_is_in_its_way(connection: Any) -> None:
+    """Rows in the default partition, a table of the same name, a partition over half of the month."""
+    await connection.execute(
+        "CREATE TABLE rest PARTITION OF orders DEFAULT;"
+        "INSERT INTO orders VALUES (1, gen_random_uuid(), '2026-12-05+00')"
+    )
+    with pytest.raises(PartitionsRefused, match=r"orders_2026_12.*default partition holds rows"):
+        await ensure_months(connection, "orders", now=NOW)
+    await connection.execute("DROP TABLE rest; CREATE TABLE orders_2026_12 ()")
+    with pytest.raises(PartitionsRefused, match=r"orders_2026_12.*already exists"):
+        await ensure_months(connection, "orders", now=NOW)
+    await connection.execute(
+        "DROP TABLE orders_2026_12;"
+        "CREATE TABLE half PARTITION OF orders FOR VALUES FROM ('2026-12-10+00') TO ('2026-12-20+00')"
+    )
+    with pytest.raises(PartitionsRefused, match=r"orders_2026_12.*would overlap"):
+        await ensure_months(connection, "orders", now=NOW)
+    assert [p.name for p in await partitions_of(connection, "orders")] == ["half"]
+
+
+async def test_a_partition_without_a_bound_is_read_in_both_of_its_forms(connection: Any) -> None:
+    """-infinity is a bound to PostgreSQL, and none to us."""
+    await connection.execute(
+        "CREATE TABLE old PARTITION OF orders FOR VALUES FROM ('-infinity') TO ('2026-12-01+00');"
+        "CREATE TABLE late PARTITION OF orders FOR VALUES FROM ('2027-02-01+00') TO ('infinity')"
+    )
+    assert await ensure_months(connection, "orders", now=NOW) == ["orders_2026_12", "orders_2027_01"]
+    found = await partitions_of(connection, "orders")
+    assert (found[0].name, found[0].starts, found[-1].name, found[-1].ends) == ("old", None, "late", None)
+
+
+async def test_the_transaction_of_the_caller_keeps_its_settings(connection: Any) -> None:
+    """Whoever makes months in a transaction of their own goes on with the time-outs they had."""
+    names = ("lock_timeout", "datestyle")
+    async with connection.transaction():
+        before = [await connection.fetchval("SELECT current_setting($1)", name) for name in names]
+        await ensure_months(connection, "orders", now=NOW)
+        assert [await connection.fetchval("SELECT current_setting($1)", name) for name in names] == before
+
+
 async def test_a_sqlalchemy_connection_serves_as_well(connection: Any, database: str) -> None:
     """What it makes is part of its transaction: gone with a rollback, there with a commit."""
     engine = create_async_engine(database.replace("postgresql://", "postgresql+asyncpg://"))
