@@ -89,8 +89,10 @@ def page(
 ) -> S:
     """`statement` as one page of at most `limit` rows after a position (from the newest without one).
 
-    Ask for one row more than is shown to know whether there is a next page.
+    Both columns are NOT NULL. An ORDER BY that `statement` has is replaced. Ask for one row more than is shown to know
+    whether there is a next page.
     """
     if after is not None:
         statement = statement.where(tuple_(created_at, id) < tuple_(after.created_at, after.id))
-    return statement.order_by(created_at.desc(), id.desc()).limit(limit)
+    # An order of its own would come first, and the position would not be one in it.
+    return statement.order_by(None).order_by(created_at.desc(), id.desc()).limit(limit)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 from sqlalchemy.engine.row import Row
 
 from sharding.connections import open_session, why_unreachable
+from sharding.criteria import Parameters, bound_value
 from sharding.errors import CannotMerge, ShardUnavailable, TooManyRows
 from sharding.merge import Merge, Rows, plan_merge
 from sharding.routing import Given, Part, Plan, plan
@@ -96,6 +97,8 @@ async def run_fan_out(
         raise CannotMerge("a write", "a fan-out only reads")
     if len(planned.parts) == 1:
         (part,) = planned.parts
+        given = parameters if isinstance(parameters, Mapping) else {}
+        part = replace(part, statement=_bounded(part.statement, given, rows_max))
         found = await _ask_all(shards, [part], None, partial=partial, timeout_s=timeout_s)
         return _only(found[0], part, rows_max) if found[0] is not None else Answer([], (part.shard,))
     given = parameters if isinstance(parameters, Mapping) else {}
@@ -112,6 +115,16 @@ async def run_fan_out(
     rows = merge.merge([answer.rows for answer in present])
     keys = merge.keys or present[0].keys[: len(rows[0]) if rows else None]
     return Answer(_named(keys, rows), missing)
+
+
+def _bounded(statement: Any, parameters: Parameters, rows_max: int) -> Any:
+    """`statement` with a LIMIT that lets one row more through than allowed, unless its own is lower or unknown."""
+    if statement._fetch_clause is not None:
+        return statement
+    asked = None if statement._limit_clause is None else bound_value(statement._limit_clause, parameters)
+    if asked is None or (isinstance(asked, int) and asked > rows_max):
+        return statement.limit(rows_max + 1)
+    return statement
 
 
 def _only(answer: _ShardAnswer, part: Part, rows_max: int) -> Answer:

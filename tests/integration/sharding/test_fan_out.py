@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import (
     Float,
     Numeric,
+    bindparam,
     collate,
     delete,
     distinct,
@@ -281,6 +282,27 @@ async def test_a_fan_out_is_bounded_in_rows(fleet: Fleet) -> None:
         await fan_out(fleet.shards, fleet.tables, everything.limit(10).offset(9_995))
 
 
+async def test_one_shard_gives_no_more_than_the_bound_either(fleet: Fleet) -> None:
+    """Rows past the bound are not even computed: the shard itself stops."""
+    rows = [
+        {**random_row(random.Random(n)), "bucket": 3, "id": NEW(Bucket(3)), "customer_id": NEW(Bucket(3))}
+        for n in range(9)
+    ]
+    await fleet.router.execute(insert(invoices), rows)
+    raw = await fleet.raw(SHARD_0)
+    try:
+        await raw.execute("CREATE SEQUENCE counted")
+        counting = select(i.id, func.nextval("counted")).where(i.bucket == 3)
+        for statement, given in ((counting, None), (counting.limit(bindparam("most")), {"most": 8})):
+            with pytest.raises(TooManyRows, match="more than 5 rows"):
+                await fan_out(fleet.shards, fleet.tables, statement, given, rows_max=5)
+            assert await raw.fetchval("SELECT setval('counted', 1, false) FROM counted WHERE last_value = 6") == 1
+        assert len((await fan_out(fleet.shards, fleet.tables, counting.limit(4), rows_max=5)).rows) == 4
+    finally:
+        await raw.execute("DROP SEQUENCE IF EXISTS counted")
+        await raw.close()
+
+
 async def test_a_fan_out_is_bounded_in_time_and_names_who_was_late(fleet: Fleet) -> None:
     """A shard that is locked up is unavailable; partial answers name it; its connection is given back clean."""
     raw = await fleet.raw(SHARD_1)
@@ -341,7 +363,8 @@ async def test_pages_by_cursor_visit_every_row_once_while_rows_arrive(fleet: Fle
     cursor: str | None = None
     while True:
         after = cursors.decode(cursor, "all") if cursor else None
-        statement = page(select(i.id, i.created_at), i.created_at, i.id, after=after, limit=10)
+        anyhow = select(i.id, i.created_at).order_by(i.pieces)
+        statement = page(anyhow, i.created_at, i.id, after=after, limit=10)
         found = (await fan_out(fleet.shards, fleet.tables, statement)).rows
         seen += [row.id for row in found]
         if len(found) < 10:
