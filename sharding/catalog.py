@@ -16,7 +16,7 @@ from asyncpg.exceptions import (
     UndefinedTableError,
 )
 
-from sharding.buckets import BUCKET_COUNT, Bucket
+from sharding.buckets import BUCKET_COUNT, Bucket, bucket
 from sharding.connections import AnyConnection, asyncpg_dsn, bare, connect, load_sql
 from sharding.errors import CatalogUnavailable, MapConflict
 from sharding.shard_map import ShardId, ShardMap, even_map
@@ -86,13 +86,14 @@ async def change_map(
 ) -> ShardMap:
     """Places buckets, if the map is still at `expected_version`, and tells every watcher. Returns the new map.
 
-    Raises MapConflict when somebody was first; nothing is changed then. This moves no rows.
+    Raises MapConflict when somebody was first, NotAKey for a bucket that is none; nothing is changed then.
+    This moves no rows.
     """
     raw = await bare(connection)
     async with raw.transaction():
         done = await raw.fetchval(
             "SELECT sharding.place($1::smallint[], $2::text[], $3)",
-            list(changes),
+            [bucket(where) for where in changes],
             [str(shard) for shard in changes.values()],
             expected_version,
         )
@@ -190,7 +191,7 @@ class MapStore:
             try:
                 await self._load()
                 pause_s = RETRY_FIRST_S
-            except (CatalogUnavailable, *CATALOG_ERRORS) as error:
+            except Exception as error:  # whatever it is: nobody would see that a store no longer watches
                 log.warning("shard_map.away", retry_s=pause_s, error=str(error) or type(error).__name__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, RETRY_MAX_S)

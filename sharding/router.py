@@ -41,25 +41,20 @@ class Router:
         A read of several shards is a fan-out (see `fan_out` for `partial`, `timeout_s` and `rows_max`). A write that
         touches several shards raises CannotPlace unless `each_alone` says that its parts may succeed alone; run the
         parts of `plan` as branches of one global transaction where they may not. A part that the guard refuses is
-        placed anew and repeated. Raises CannotPlace, CannotMerge, TooManyRows, ShardUnavailable, BucketMoved.
+        placed anew and repeated; where its buckets are on several shards by then, that too takes `each_alone`. Raises
+        CannotPlace, CannotMerge, TooManyRows, ShardUnavailable, BucketMoved.
         """
         first = self.plan(statement, parameters, key=key)
         if not first.writes and len(first.parts) > 1:
             return await run_fan_out(
                 self.shards, first, statement, parameters, partial=partial, timeout_s=timeout_s, rows_max=rows_max
             )
-        if len(first.parts) > 1 and not each_alone:
-            names = ", ".join(part.shard for part in first.parts)
-            raise CannotPlace(
-                first.table,
-                f"the write touches shards {names}: run the parts of plan() as branches of one global transaction,"
-                " or say each_alone=True",
-            )
-        done = [await self._run(part, key) for part in first.parts]
+        _need_consent(first, each_alone)
+        done = [await self._run(part, key, each_alone) for part in first.parts]
         rows = [row for answer in done for row in answer.rows]
         return Answer(rows, (), _sum_rowcounts(done))
 
-    async def _run(self, part: Part, key: Key | Bucket | None) -> Answer:
+    async def _run(self, part: Part, key: Key | Bucket | None, each_alone: bool) -> Answer:
         """Runs a part on the one shard that the map says at each attempt.
 
         A part was narrowed to its own buckets, so placing it anew after a move cannot touch what another part did.
@@ -70,7 +65,8 @@ class Router:
             if len(planned.parts) == 1:
                 return [await self._run_on(planned.parts[0])]
             # The buckets came apart: each part is repeated for itself, so none that committed runs again.
-            return [await self._run(one, key) for one in planned.parts]
+            _need_consent(planned, each_alone)
+            return [await self._run(one, key, each_alone) for one in planned.parts]
 
         answers = await self.shards.retry_moved(attempt)
         rows = [row for answer in answers for row in answer.rows]
@@ -92,6 +88,16 @@ class Router:
             if reason is None:
                 raise
             raise ShardUnavailable(part.shard, reason) from error
+
+
+def _need_consent(planned: Plan, each_alone: bool) -> None:
+    if len(planned.parts) > 1 and not each_alone:
+        names = ", ".join(part.shard for part in planned.parts)
+        raise CannotPlace(
+            planned.table,
+            f"the write touches shards {names}: run the parts of plan() as branches of one global transaction,"
+            " or say each_alone=True",
+        )
 
 
 def _sum_rowcounts(answers: list[Answer]) -> int:
