@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy.sql.dml import UpdateBase
+
 from sharding.buckets import Bucket, Key
 from sharding.connections import open_session, why_unreachable
 from sharding.errors import CannotPlace, ShardUnavailable
@@ -75,8 +77,13 @@ class Router:
     async def _run_on(self, part: Part) -> Answer:
         try:
             async with open_session(self.shards.session_on(part.shard), part.shard) as session:
-                result: Any = await session.execute(part.statement, part.parameters)
-                returns_rows = getattr(result, "returns_rows", True)
+                # The session has no objects yet that a write would have to be told to.
+                result: Any = await session.execute(
+                    part.statement, part.parameters, execution_options={"synchronize_session": False}
+                )
+                returns_rows = getattr(result, "returns_rows", None)
+                if returns_rows is None:  # what mapped classes answer with does not say
+                    returns_rows = not isinstance(part.statement, UpdateBase) or bool(part.statement._returning)
                 rows = list(result.all()) if returns_rows else []
                 rowcount = -1 if returns_rows else getattr(result, "rowcount", -1)
                 await session.commit()

@@ -147,9 +147,10 @@ def _plan_insert(statement: Insert, parameters: Given, tables: ShardedTables, ma
     refuse_nested(_expressions_of(statement))
     groups: dict[ShardId, list[tuple[Bucket, Row]]] = {}
     rows, rebuild = _rows_of(statement, parameters)
+    mapped = statement._propagate_attrs.get("compile_state_plugin") == "orm"
     for row in rows:
         bucket = _bucket_of_row(row, parameters if isinstance(parameters, Mapping) else {}, table)
-        groups.setdefault(map.shard_of(bucket), []).append((bucket, _with_bucket(row, bucket, table)))
+        groups.setdefault(map.shard_of(bucket), []).append((bucket, _with_bucket(row, bucket, table, mapped)))
     parts = []
     for shard in sorted(groups):
         built, given = rebuild([row for _, row in groups[shard]])
@@ -214,13 +215,13 @@ def _bucket_of_row(row: Row, parameters: Row, table: ShardedTable) -> Bucket:
     return next(iter(found.values()))
 
 
-def _with_bucket(row: Row, bucket: Bucket, table: ShardedTable) -> Row:
+def _with_bucket(row: Row, bucket: Bucket, table: ShardedTable, mapped: bool) -> Row:
     if any(_names(table.bucket, key) for key in row):
         return row
-    sample = next(iter(row))
-    # Keys of one kind: SQLAlchemy's values() takes columns or names, ORM parameters take names.
-    name = table.bucket.column if not isinstance(sample, str) else sorted(table.bucket.names)[0]
-    return {**row, name: bucket}
+    # Parameters have names, those of a mapped class its attributes'; values() may have columns instead.
+    if not any(isinstance(key, str) for key in row):
+        return {**row, table.bucket.column: bucket}
+    return {**row, table.bucket.attribute if mapped else table.bucket.column.key: bucket}
 
 
 def _expressions_of(statement: Insert) -> list[Any]:

@@ -34,11 +34,15 @@ def is_sent_as_given(kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class PlacingColumn:
-    """A column whose value tells the bucket of its row. `names` are what an insert may call it."""
+    """A column whose value tells the bucket of its row.
+
+    `names` are what an insert may call it; `attribute` is its name in a mapped class, the column's key without one.
+    """
 
     column: Column[Any]
     kind: Kind
     names: frozenset[str]
+    attribute: str
 
     def bucket_of(self, value: object) -> Bucket | None:
         """The bucket of rows with `value` here; None when the value does not tell (wrong type, out of range)."""
@@ -131,7 +135,5 @@ def _placing(table: Table, name: str, kind: Kind, mapper: Mapper[Any] | None) ->
     wanted: tuple[type, ...] = {"bucket": (Integer,), "id": (Uuid,), "key": (Uuid, Integer, String, LargeBinary)}[kind]
     if not isinstance(found.type, wanted) or not is_sent_as_given(found.type):
         raise CannotPlace(table.fullname, f"{name} has type {found.type!r}, which cannot be a {kind} column")
-    names = {found.name, found.key}
-    if mapper is not None:
-        names.add(mapper.get_property_by_column(found).key)
-    return PlacingColumn(found, kind, frozenset(names))
+    attribute = found.key if mapper is None else mapper.get_property_by_column(found).key
+    return PlacingColumn(found, kind, frozenset({found.name, found.key, attribute}), attribute)

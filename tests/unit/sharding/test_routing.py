@@ -301,7 +301,7 @@ def test_inserts_are_split_by_shard_and_get_their_bucket() -> None:
     given = planned(insert(invoices), {"id": ID_900}).parts[0]
     assert (given.shard, given.statement.compile(column_keys=["id"]).params["bucket"]) == (SHARD_1, 900)
     mapped = planned(insert(Note), [{"id": ID_900, "body": "x"}]).parts[0]
-    assert (mapped.shard, mapped.parameters) == (SHARD_1, [{"id": ID_900, "body": "x", "bucket": 900}])
+    assert (mapped.shard, mapped.parameters) == (SHARD_1, [{"id": ID_900, "body": "x", "home": 900}])
 
 
 def test_a_made_up_id_is_looked_up_on_some_shard_and_found_nowhere() -> None:
