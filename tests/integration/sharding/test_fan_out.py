@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import (
+    REAL,
+    Date,
+    DateTime,
     Float,
+    Integer,
+    LargeBinary,
     Numeric,
     bindparam,
+    case,
+    cast,
     collate,
     delete,
     distinct,
@@ -64,6 +71,28 @@ async def whole(database: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+ORDERED: list[Any] = [
+    *(i.created_at, i.amount, i.pieces, i.weight, i.ratio, i.note, collate(i.title, "C"), i.customer_id),
+    *(
+        cast(i.created_at, Date),
+        cast(i.created_at, DateTime),
+        i.pieces > 1,
+        func.abs(i.pieces, type_=Integer),
+        -i.weight,
+    ),
+    *(
+        i.pieces / 2,
+        i.amount * 2,
+        i.pieces % 3,
+        func.lower(i.note, type_=i.note.type),
+        func.coalesce(i.note, "m"),
+        i.note + "x",
+    ),
+    *(case((i.pieces > 0, i.note), else_=None), cast(i.note, LargeBinary), cast(i.ratio, REAL)),
+]
+"""What rows are put in order by."""
+
+
 def random_row(dice: random.Random) -> dict[str, Any]:
     """A row with many ties, NULLs and special values."""
     customer = NEW()
@@ -74,11 +103,14 @@ def random_row(dice: random.Random) -> dict[str, Any]:
         "customer_id": customer,
         "created_at": START + timedelta(hours=dice.randrange(5), microseconds=dice.randrange(3)),
         "amount": dice.choice(
-            [None, Decimal("NaN"), Decimal(dice.randrange(-(10**12), 10**12)).scaleb(-dice.randrange(8)), Decimal(0)]
+            [
+                *(None, Decimal("NaN"), Decimal("Infinity"), Decimal("-Infinity"), Decimal(0)),
+                *(Decimal(dice.randrange(-(10**12), 10**12)).scaleb(-dice.randrange(8)) for _ in range(5)),
+            ]
         ),
         "pieces": dice.choice([None, *range(-3, 4), 2**30 - 1]),
         "weight": dice.choice([None, dice.randrange(-(2**63), 2**63)]),
-        "ratio": dice.choice([None, float("nan"), float("inf"), 0.0, dice.randrange(-8, 8) / 4]),
+        "ratio": dice.choice([None, float("nan"), float("inf"), float("-inf"), 0.0, -0.0, dice.randrange(-8, 8) / 4]),
         "note": dice.choice(texts),
         "title": dice.choice(texts),
     }
@@ -87,7 +119,7 @@ def random_row(dice: random.Random) -> dict[str, Any]:
 def random_order(dice: random.Random) -> list[Any]:
     """One to three order keys; the id makes the order total."""
     keys = []
-    for column in dice.sample([i.created_at, i.amount, i.pieces, i.weight, i.ratio, i.note, collate(i.title, "C")], 2):
+    for column in dice.sample(ORDERED, 2):
         key = column.desc() if dice.random() < 0.5 else column.asc()
         keys.append(dice.choice([key, key.nulls_first(), key.nulls_last()]))
     return [*keys[: dice.choice([0, 1, 1, 2, 2])], i.id.desc() if dice.random() < 0.5 else i.id]
@@ -98,8 +130,8 @@ def random_select(dice: random.Random, rows: list[dict[str, Any]]) -> Any:
     narrow = [[i.pieces > 0], [i.note.is_(None)], [i.bucket < 700], [i.id.in_([r["id"] for r in rows[:9]])]]
     criteria = dice.choice([[], [], [], *narrow, [i.pieces == 99]])
     if dice.random() < 0.25:
-        column = dice.choice([i.amount, i.pieces, i.weight])
-        other = dice.choice([i.created_at, i.amount, i.pieces, i.ratio, i.note])
+        column = dice.choice([i.amount, i.pieces, i.weight, i.bucket, i.pieces - 3, i.amount - i.pieces, i.pieces / 2])
+        other = dice.choice([i.created_at, i.amount, i.pieces, i.ratio, i.note, cast(i.created_at, Date), i.pieces + 1])
         return select(
             func.count(),
             func.count(other).label("known"),
