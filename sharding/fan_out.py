@@ -72,9 +72,10 @@ async def fan_out(
 
     ORDER BY, LIMIT and OFFSET, or count, sum, min, max and avg without GROUP BY, hold for the whole; what cannot be
     merged raises CannotMerge before anything runs. A shard that is down or silent for `timeout_s` seconds raises
-    ShardUnavailable with its name; with `partial` the others' answer comes, and `missing` names it. Raises TooManyRows
-    when a shard has more than `rows_max` rows to give, CannotPlace when rows of different shards would be joined.
-    Shards are read at slightly different instants, each by a transaction of its own. Entities come detached.
+    ShardUnavailable with its name; with `partial` the others' answer comes, and `missing` names it (when there are no
+    others it raises). Raises TooManyRows when a shard has more than `rows_max` rows to give, CannotPlace when rows of
+    different shards would be joined. Shards are read at slightly different instants, each by a transaction of its own.
+    Entities come detached.
     """
     planned = plan(statement, parameters, tables, shards.map)
     return await run_fan_out(
@@ -95,13 +96,13 @@ async def run_fan_out(
     """`fan_out` of a read that was planned already."""
     if planned.writes:
         raise CannotMerge("a write", "a fan-out only reads")
-    if len(planned.parts) == 1:
-        (part,) = planned.parts
-        given = parameters if isinstance(parameters, Mapping) else {}
-        part = replace(part, statement=_bounded(part.statement, given, rows_max))
-        found = await _ask_all(shards, [part], None, partial=partial, timeout_s=timeout_s)
-        return _only(found[0], part, rows_max) if found[0] is not None else Answer([], (part.shard,))
     given = parameters if isinstance(parameters, Mapping) else {}
+    if len(planned.parts) == 1:
+        part = replace(planned.parts[0], statement=_bounded(planned.parts[0].statement, given, rows_max))
+        found = await _ask_all(shards, [part], None, partial=partial, timeout_s=timeout_s)
+        if found[0] is None:
+            raise ShardUnavailable(part.shard, "no other shard has rows for this")
+        return _only(found[0], part, rows_max)
     merges = [plan_merge(part.statement, given, rows_max=rows_max) for part in planned.parts]
     answers = await _ask_all(shards, planned.parts, merges, partial=partial, timeout_s=timeout_s)
     missing = tuple(p.shard for p, answer in zip(planned.parts, answers, strict=True) if answer is None)

@@ -347,6 +347,10 @@ async def test_a_fan_out_is_bounded_in_time_and_names_who_was_late(fleet: Fleet)
                 fleet.shards, fleet.tables, select(func.count()).select_from(invoices), partial=True, timeout_s=0.3
             )
             assert (answer.scalar(), answer.missing) == (0, (SHARD_1,))
+            with pytest.raises(ShardUnavailable, match="shard-1"):  # there are no others to answer in part
+                await fan_out(
+                    fleet.shards, fleet.tables, select(i.id).where(i.bucket == 900), partial=True, timeout_s=0.3
+                )
         assert (await fan_out(fleet.shards, fleet.tables, select(func.count()).select_from(invoices))).missing == ()
     finally:
         await raw.close()
