@@ -110,7 +110,7 @@ def random_row(dice: random.Random) -> dict[str, Any]:
         ),
         "pieces": dice.choice([None, *range(-3, 4), 2**30 - 1]),
         "weight": dice.choice([None, dice.randrange(-(2**63), 2**63)]),
-        "ratio": dice.choice([None, float("nan"), float("inf"), float("-inf"), 0.0, -0.0, dice.randrange(-8, 8) / 4]),
+        "ratio": dice.choice([None, float("nan"), float("inf"), float("-inf"), 0.0, dice.randrange(-8, 8) / 4]),
         "note": dice.choice(texts),
         "title": dice.choice(texts),
     }
