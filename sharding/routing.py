@@ -209,6 +209,12 @@ def _bucket_of_row(row: Row, parameters: Row, table: ShardedTable) -> Bucket:
                 raise CannotPlace(table.name, f"{placing.column.name} must be a plain value that has a bucket")
     if not found:
         raise CannotPlace(table.name, f"the insert does not say where: give one of {table.ways()}")
+    for placing in table.placing[1:]:
+        makes_one = placing.column.default is not None or placing.column.server_default is not None
+        if makes_one and not any(_names(placing, key) for key in row):
+            raise CannotPlace(
+                table.name, f"the default of {placing.column.name} knows nothing of the row's bucket: give a value"
+            )
     if len(set(found.values())) > 1:
         said = ", ".join(f"{name} says {where}" for name, where in found.items())
         raise CannotPlace(table.name, f"the columns of one row name different buckets: {said}")

@@ -16,6 +16,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    Uuid,
     bindparam,
     column,
     delete,
@@ -302,6 +303,18 @@ def test_inserts_are_split_by_shard_and_get_their_bucket() -> None:
     assert (given.shard, given.statement.compile(column_keys=["id"]).params["bucket"]) == (SHARD_1, 900)
     mapped = planned(insert(Note), [{"id": ID_900, "body": "x"}]).parts[0]
     assert (mapped.shard, mapped.parameters) == (SHARD_1, [{"id": ID_900, "body": "x", "home": 900}])
+
+
+def test_a_default_that_knows_nothing_of_the_bucket_is_no_id() -> None:
+    """A row whose id carries another bucket than its own would never be found by it."""
+    made = ShardedTables()
+    bills = Table(
+        "bills", MetaData(), Column("bucket", SmallInteger, primary_key=True), Column("id", Uuid, default=IdMaker())
+    )
+    made.sharded(bills, id_columns=("id",))
+    with pytest.raises(CannotPlace, match="the default of id"):
+        plan(insert(bills).values(bucket=3), None, made, MAP)
+    assert len(plan(insert(bills).values(bucket=3, id=ID_3), None, made, MAP).parts) == 1
 
 
 def test_a_made_up_id_is_looked_up_on_some_shard_and_found_nowhere() -> None:
