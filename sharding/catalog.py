@@ -208,6 +208,7 @@ class MapStore:
                     loaded = await load_map(await self._connected())
             except BaseException:
                 await self._disconnect()
+                self._told.set()  # nobody listens any more, also when only a caller gave up: the watcher connects again
                 raise
             await self._take(loaded)
 

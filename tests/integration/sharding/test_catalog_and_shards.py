@@ -143,6 +143,26 @@ async def test_a_watcher_outlives_whatever_goes_wrong(fleet: Fleet) -> None:
         assert store.failures == 0
 
 
+async def test_a_caller_that_gives_up_does_not_leave_the_watcher_deaf(fleet: Fleet) -> None:
+    """Its read goes, and the connection with it; the store listens again without waiting for the next poll."""
+    catalog, other = [await asyncpg.connect(fleet.catalog_dsn) for _ in range(2)]
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sharding.placement'::regclass"
+    try:
+        async with catalog.transaction():
+            await catalog.execute("LOCK TABLE sharding.placement IN ACCESS EXCLUSIVE MODE")
+            asking = asyncio.create_task(fleet.store.refresh())
+            async with asyncio.timeout(WAIT_S):
+                while await other.fetchval(waiting) == 0:  # noqa: ASYNC110 - a table of locks has no event
+                    await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await switch(fleet, 3, source=SHARD_0, target=SHARD_1)
+        assert (await fleet.store.wait_for_change(1, timeout_s=10)).version == 2
+    finally:
+        await catalog.close()
+        await other.close()
+
+
 async def test_the_last_map_stays_while_the_catalog_is_away_and_a_new_one_comes_after(fleet: Fleet) -> None:
     """Cut connections and a closed door change nothing for who has a map; the watcher comes back by itself."""
     admin = await asyncpg.connect(fleet.dsns[SHARD_0])
