@@ -53,7 +53,7 @@ BYTEWISE_COLLATIONS = frozenset({"C", "POSIX", "ucs_basic", "pg_c_utf8"})
 SCALAR_FUNCTIONS = frozenset({
     "abs", "age", "ascii", "btrim", "ceil", "ceiling", "char_length", "character_length", "coalesce", "concat",
     "concat_ws", "current_date", "current_timestamp", "date", "date_bin", "date_part", "date_trunc", "decode",
-    "encode", "exp", "extract", "floor", "format", "gen_random_uuid", "greatest", "initcap", "jsonb_build_array",
+    "encode", "exp", "extract", "floor", "format", "greatest", "initcap", "jsonb_build_array",
     "jsonb_build_object", "jsonb_extract_path", "jsonb_extract_path_text", "jsonb_typeof", "lcase", "least", "left",
     "length", "ln", "localtimestamp", "log", "lower", "lpad", "ltrim", "make_date", "md5", "mod", "now", "nullif",
     "octet_length", "overlay", "position", "power", "regexp_replace", "repeat", "replace", "reverse", "right",
@@ -62,7 +62,7 @@ SCALAR_FUNCTIONS = frozenset({
     "transaction_timestamp", "translate", "trim", "trunc", "upper",
 })
 # fmt: on
-"""Functions known to give one value a row. Any other might be an aggregate, and PostgreSQL alone knows."""
+"""Functions known to give one value a row, the same each time. Others may be aggregates: PostgreSQL alone knows."""
 
 Rows = Sequence[Sequence[Any]]
 

@@ -43,8 +43,9 @@ class Router:
         A read of several shards is a fan-out (see `fan_out` for `partial`, `timeout_s` and `rows_max`). A write that
         touches several shards raises CannotPlace unless `each_alone` says that its parts may succeed alone; run the
         parts of `plan` as branches of one global transaction where they may not. A part that the guard refuses is
-        placed anew and repeated; where its buckets are on several shards by then, that too takes `each_alone`. Raises
-        CannotPlace, CannotMerge, TooManyRows, ShardUnavailable, BucketMoved.
+        placed anew and repeated; where its buckets are on several shards by then, that too takes `each_alone`. When a
+        shard goes away during a write, the write may have been committed. Raises CannotPlace, CannotMerge, TooManyRows,
+        ShardUnavailable, BucketMoved.
         """
         first = self.plan(statement, parameters, key=key)
         if not first.writes and len(first.parts) > 1:

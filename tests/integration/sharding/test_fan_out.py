@@ -250,6 +250,7 @@ REFUSED = [
     (select(i.id).order_by(i.title), "title.*COLLATE|title"),
     (select(i.id).order_by("id"), "by its name"),
     (select(i.id).order_by(func.max(i.id)), "max"),
+    (select(i.id).order_by(func.gen_random_uuid(type_=i.id.type)), "gen_random_uuid"),
     (select(func.min(i.title)), "title"),
     (select(func.sum(i.created_at)), "only numbers"),
     (select(func.count()).limit(1).select_from(invoices), "one row"),
