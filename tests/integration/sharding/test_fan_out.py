@@ -357,6 +357,28 @@ async def test_a_fan_out_is_bounded_in_time_and_names_who_was_late(fleet: Fleet)
         await raw.close()
 
 
+async def test_a_caller_that_gives_up_leaves_no_connection_and_no_statement(fleet: Fleet) -> None:
+    """A fan-out that is cancelled gives back what it took, on the shard that answered and on the one that did not."""
+    raw = await fleet.raw(SHARD_1)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'invoices'::regclass"
+    try:
+        async with raw.transaction():
+            await raw.execute("LOCK TABLE invoices")
+            running = asyncio.create_task(fan_out(fleet.shards, fleet.tables, select(i.id), timeout_s=30))
+            async with asyncio.timeout(20):
+                while await raw.fetchval(waiting) == 0:  # noqa: ASYNC110 - no event to wait for
+                    await asyncio.sleep(0.01)
+                running.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await running
+                while await raw.fetchval(waiting) > 0:  # noqa: ASYNC110 - no event to wait for
+                    await asyncio.sleep(0.01)
+        pools: list[Any] = [fleet.shards.engine(shard).pool for shard in fleet.shards.ids]
+        assert [pool.checkedout() for pool in pools] == [0, 0]
+    finally:
+        await raw.close()
+
+
 async def test_shards_are_asked_at_the_same_time(fleet: Fleet) -> None:
     """Each waits for the other's statement to have begun: one after the other would never end."""
     first, second = await fleet.raw(SHARD_0), await fleet.raw(SHARD_1)
