@@ -7,6 +7,7 @@ are started inside (asyncio.gather) inherit it and everything else does not see 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from coordinator.protocol.errors import NoGlobalTransaction
-from coordinator.protocol.ids import BranchId, ResourceName, Xid, derived_branch, unix_ms_of, uuid7
+from coordinator.protocol.ids import BranchId, ResourceName, Xid, derived_branch
 from coordinator.protocol.messages import BRANCHES_MAX, BranchRef
 
 HEADER_ROLLBACK_ONLY = "X-Tx-Rollback-Only"
@@ -28,7 +29,7 @@ _CALLS = ResourceName("call")
 _current: ContextVar[Scope | None] = ContextVar("coordinator_scope", default=None)
 
 
-class Scope:
+class Scope(ABC):
     """What a running global transaction has done so far: its branches, those in doubt, and whether it may commit."""
 
     def __init__(self, xid: Xid, name: str, deadline_ms: int) -> None:
@@ -59,9 +60,9 @@ class Scope:
         """How many branches and calls are running at this moment."""
         return self._open
 
+    @abstractmethod
     def next_branch(self, resource: ResourceName) -> BranchId:
-        """The id of the next branch in `resource`."""
-        return BranchId(uuid7(unix_ms_of(self.xid)))
+        """The id of the next branch in `resource`: one that no other branch of the transaction has."""
 
     def next_call(self) -> BranchId:
         """The id of the next outgoing call."""
@@ -122,6 +123,12 @@ class Initiator(Scope):
     def __init__(self, xid: Xid, name: str, deadline_ms: int) -> None:
         super().__init__(xid, name, deadline_ms)
         self.begun = False
+        self._ordinal = 0
+
+    def next_branch(self, resource: ResourceName) -> BranchId:
+        """The xid with its last bits changed: as random as that, and different for each branch."""
+        self._ordinal += 1
+        return BranchId(UUID(int=self.xid.int ^ self._ordinal))
 
 
 class Participant(Scope):

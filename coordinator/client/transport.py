@@ -22,11 +22,11 @@ from random import Random
 from types import TracebackType
 from uuid import UUID
 
-import aiohttp
 import msgspec
 import structlog
 
 from coordinator.client.backoff import backoff_s
+from coordinator.client.wire import Origin, Wire
 from coordinator.protocol.errors import CallerRefused, CoordinatorError, CoordinatorUnavailable, OutcomeUnknown
 from coordinator.protocol.messages import (
     MESSAGES_MAX,
@@ -90,7 +90,6 @@ RETRY_BASE_S = 0.02
 RETRY_CAP_S = 1.0
 """Back-off between two tries to reach any replica."""
 
-_POST_TIMEOUT = aiohttp.ClientTimeout(total=POST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
 _log = structlog.get_logger("coordinator.client.transport")
 _requests_encoder = msgspec.json.Encoder()
 _answers_decoder = msgspec.json.Decoder(list[Answer])
@@ -129,12 +128,12 @@ class Transport:
     ) -> None:
         if not urls:
             raise ValueError("a coordinator needs at least one URL")
-        self._urls = [url.rstrip("/") for url in urls]
+        self._origins = [Origin.of(url) for url in urls]
         self._preferred = 0
         self._tokens = tokens
         self._clock = clock
         self._dice = dice
-        self._http: aiohttp.ClientSession | None = None
+        self._wire: Wire | None = None
         self._said: deque[_Said] = deque()
         self._said_wake = asyncio.Event()
         self._hints: dict[UUID, tuple[float, list[Begin | Register]]] = {}
@@ -143,14 +142,10 @@ class Transport:
         self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
         self._confirm_wake = asyncio.Event()
         self._lanes: list[asyncio.Task[None]] = []
-        self._made_headers: tuple[str | None, dict[str, str]] | None = None
+        self._made_headers: tuple[str | None, bytes] | None = None
 
     async def __aenter__(self) -> Transport:
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
-            timeout=_POST_TIMEOUT,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._wire = Wire(CONNECTIONS_MAX, CONNECT_TIMEOUT_S)
         self._lanes = [
             asyncio.create_task(self._decision_lane(), name="coordinator-decisions"),
             asyncio.create_task(self._hint_lane(), name="coordinator-hints"),
@@ -159,18 +154,18 @@ class Transport:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        http, self._http = self._http, None  # from here on nobody queues or tries again
+        wire, self._wire = self._wire, None  # from here on nobody queues or tries again
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
         while self._said:
             self._fail(self._said.popleft(), CoordinatorUnavailable("the coordinator client was closed"))
-        if http is not None:
-            await http.close()
+        if wire is not None:
+            wire.close()
 
     def hint(self, request: Begin | Register) -> None:
         """Says something that may be lost, some time soon. Never waits, never fails."""
-        if self._http is None or self._hint_count >= HINTS_MAX:
+        if self._wire is None or self._hint_count >= HINTS_MAX:
             return
         known = self._hints.get(request.xid)
         if known is None:
@@ -192,11 +187,11 @@ class Transport:
         CoordinatorUnavailable when nothing was ever sent, CallerRefused when the coordinator does not let us in.
         """
         self._drop_hints(request.xid)
-        if self._http is None or len(self._said) >= ASKS_MAX:
+        if self._wire is None or len(self._said) >= ASKS_MAX:
             raise CoordinatorUnavailable("the coordinator client is not open, or its queue is full")
         attempt = 0
         while True:
-            if self._http is None:
+            if self._wire is None:
                 raise OutcomeUnknown(_unknown(request))
             said = _Said(request, asyncio.get_running_loop().create_future())
             self._said.append(said)
@@ -213,7 +208,7 @@ class Transport:
                 raise
             except CoordinatorUnavailable as error:
                 pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, self._dice)
-                if self._http is None or self._clock() + pause_s >= until_s:
+                if self._wire is None or self._clock() + pause_s >= until_s:
                     raise OutcomeUnknown(_unknown(request)) from error
             attempt += 1
             await asyncio.sleep(pause_s)
@@ -355,47 +350,43 @@ class Transport:
     async def _post(self, path: str, body: bytes, timeout_s: float) -> bytes:
         return await self._call("POST", path, body, timeout_s)
 
-    def _headers(self) -> dict[str, str]:
+    def _headers(self) -> bytes:
         """What every request carries; made anew only with a new token."""
         token = None if self._tokens is None else self._tokens.token_for(AUDIENCE)
         if self._made_headers is None or token is not self._made_headers[0]:
-            headers = {"Content-Type": "application/json"}
+            lines = "Content-Type: application/json\r\n"
             if token is not None:
-                headers["Authorization"] = f"Bearer {token}"
-            self._made_headers = (token, headers)
+                lines += f"Authorization: Bearer {token}\r\n"
+            self._made_headers = (token, lines.encode())
         return self._made_headers[1]
 
     async def _call(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
-        http = self._http
-        if http is None:
+        wire = self._wire
+        if wire is None:
             raise CoordinatorUnavailable("the coordinator client is not open; enter it with `async with coordinator:`")
         headers = self._headers()
-        timeout = _POST_TIMEOUT
-        if timeout_s != POST_TIMEOUT_S:
-            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         problems: list[str] = []
         first = self._preferred
-        for turn in range(len(self._urls)):
-            index = (first + turn) % len(self._urls)
-            url = self._urls[index] + path
+        for turn in range(len(self._origins)):
+            index = (first + turn) % len(self._origins)
+            origin = self._origins[index]
             try:
-                async with http.request(method, url, data=body, headers=headers, timeout=timeout) as response:
-                    answer = await response.read()
-                    if response.status in (200, 201, 202, 204):
-                        return answer
-                    if response.status in (401, 403):
-                        refused = CallerRefused(f"the coordinator at {url} refused us: {answer[:300]!r}")
-                        if not problems:
-                            raise refused
-                        # Who did not answer before may have taken it: that is no refusal yet.
-                        raise CoordinatorUnavailable("no answer: " + "; ".join(problems)) from refused
-                    if 400 <= response.status < 500 and response.status not in (404, 408, 425, 429):
-                        raise CoordinatorError(f"the coordinator refused it ({response.status}): {answer[:300]!r}")
-                    problems.append(f"{url}: status {response.status}")
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                problems.append(f"{url}: {type(error).__name__} {error}".rstrip())
+                reply = await wire.request(origin, method, path, headers, body, timeout_s)
+                if reply.status in (200, 201, 202, 204):
+                    return reply.body
+                if reply.status in (401, 403):
+                    refused = CallerRefused(f"the coordinator at {origin} refused us: {reply.body[:300]!r}")
+                    if not problems and not reply.repeated:
+                        raise refused
+                    # Who did not answer before may have taken it: that is no refusal yet.
+                    raise CoordinatorUnavailable("no answer: " + "; ".join(problems)) from refused
+                if 400 <= reply.status < 500 and reply.status not in (404, 408, 425, 429):
+                    raise CoordinatorError(f"the coordinator refused it ({reply.status}): {reply.body[:300]!r}")
+                problems.append(f"{origin}: status {reply.status}")
+            except (TimeoutError, OSError) as error:
+                problems.append(f"{origin}: {type(error).__name__} {error}".rstrip())
             if self._preferred == index:
-                self._preferred = (index + 1) % len(self._urls)
+                self._preferred = (index + 1) % len(self._origins)
         raise CoordinatorUnavailable("no coordinator replica answered: " + "; ".join(problems))
 
 

@@ -29,6 +29,9 @@ def main() -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
         timeout_graceful_shutdown=STOP_GRACE_S,
     )
     return 0

@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 Submit = Callable[[Sequence[Confirm], str], Awaitable[list[Answer]]]
 """Where confirmations go: messages, and in whose name."""
 
+NEVER_READ: tuple[float, list[NudgeUrl]] = (float("-inf"), [])
+
 _encoder = msgspec.json.Encoder()
 _confirms = msgspec.json.Decoder(list[Confirm])
 
@@ -123,8 +125,13 @@ class Nudger:
 
     def _belongs(self, resource: str, caller: str | None) -> bool:
         """Whether all addresses of a resource are its caller's, as far as is known at the moment."""
-        _, urls = self._urls.get(resource, (0.0, []))
+        _, urls = self._urls.get(resource, NEVER_READ)
         return caller is not None and bool(urls) and all(target.owner == caller for target in urls)
+
+    def _is_nowhere(self, resource: str) -> bool:
+        """Whether it was looked up a moment ago and had no address: its sweep finds out by itself."""
+        read_at, urls = self._urls.get(resource, NEVER_READ)
+        return not urls and time.monotonic() - read_at < self._limits.resource_cache_s
 
     def _hold(self, resource: str, settle: Settle) -> None:
         if len(self._held) >= self._limits.nudge_queue_max:
@@ -148,6 +155,8 @@ class Nudger:
             self._releasing = None
 
     def _enqueue(self, resource: str, settle: Settle) -> None:
+        if self._is_nowhere(resource):
+            return
         lane = self._lanes.get(resource)
         if lane is None:
             lane = self._lanes[resource] = _Lane(resource)
@@ -229,7 +238,7 @@ class Nudger:
         return _confirms.decode(answer)
 
     async def _urls_of(self, resource: str) -> list[NudgeUrl]:
-        read_at, urls = self._urls.get(resource, (float("-inf"), []))
+        read_at, urls = self._urls.get(resource, NEVER_READ)
         if time.monotonic() - read_at < self._limits.resource_cache_s:
             return urls
         urls = await self._store.nudge_urls(resource)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from rich.markup import escape
 
+from coordinator.protocol.ids import Xid, unix_ms_of
 from deploy.console import out, plain_words, print_json, table
 from deploy.embedded.system import EmbeddedSystem, data_folder
 
@@ -32,7 +33,7 @@ def show_list(
         shown = table("xid", "name", "caller", "decision", "settlement", "begun")
         for item in page["items"]:
             decision = _text(item["decision"]) + ("" if item["reason"] in (None, "asked") else f" ({item['reason']})")
-            begun = datetime.fromtimestamp((UUID(item["xid"]).int >> 80) / 1000, UTC)  # a UUIDv7 begins with its time
+            begun = datetime.fromtimestamp(unix_ms_of(Xid(UUID(item["xid"]))) / 1000, UTC)
             row = (item["xid"], item["name"], item["caller"], decision, item["settlement"], f"{begun:%m-%d %H:%M:%S}")
             shown.add_row(*(escape(_text(cell)) for cell in row))
         out.print(shown)

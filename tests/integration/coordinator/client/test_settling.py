@@ -16,6 +16,7 @@ import pytest
 from coordinator.client import Coordinator, CoordinatorUnavailable, LockConflict, TransactionRolledBack
 from coordinator.client.context import Participant, bound
 from coordinator.client.phase_two import NO_BRANCH, follow_commits, follow_rollback
+from coordinator.client.settle import DATABASE_AWAY
 from coordinator.protocol.ids import BranchId, ResourceName, uuid7
 from coordinator.protocol.messages import Nudge, Settle
 from coordinator.protocol.statuses import BranchState, Decision
@@ -171,7 +172,7 @@ async def test_the_settle_loop_survives_its_database_being_cut_off(bank: Bank, p
             try:
                 await bank.coordinator.run_branch(bank.west, add_west(10))
                 break
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except DATABASE_AWAY:
                 continue
     await bank.quiet()
     assert await bank.balance(bank.west_dsn) == 100

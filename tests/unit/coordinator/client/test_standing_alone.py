@@ -11,7 +11,9 @@ from pathlib import Path
 import coordinator.client
 
 ROOT = Path(__file__).resolve().parents[4]
-ALLOWED = {"asyncpg", "sqlalchemy", "aiohttp", "msgspec", "structlog", "jwt", "cryptography", "coordinator"}
+ALLOWED = {
+    "asyncpg", "sqlalchemy", "aiohttp", "httptools", "msgspec", "structlog", "jwt", "cryptography", "coordinator",
+}  # fmt: skip
 CONTRIB_ALLOWED = {*ALLOWED, "litestar", "dramatiq"}
 
 DOOR = """
