@@ -1,7 +1,7 @@
 """Brings one database of one service to its newest form: tables, then transaction capture, then the shard guard.
 
 Repeatable, and safe when two run at once (one waits). Tables belong to the service's role; what makes transactions and
-placement safe belongs to the administrator who runs this, so a service cannot take it off.
+placement safe belongs to the administrator who runs this: no statement that a service's code has reason to run changes it.
 """
 
 from __future__ import annotations
