@@ -1,7 +1,7 @@
 """Brings one database of one service to its newest form: tables, then transaction capture, then the shard guard.
 
-Repeatable, and safe when two run at once (one waits). Tables belong to the service's role; what makes transactions and
-placement safe belongs to the administrator who runs this: no statement that a service's code has reason to run changes it.
+Repeatable, and safe when two run at once (one waits). Tables belong to the service's role; the functions and undo tables
+that make transactions and placement safe belong to the administrator who runs this.
 """
 
 from __future__ import annotations
