@@ -21,7 +21,7 @@ from coordinator.client.backoff import backoff_s
 from coordinator.client.branches import Branch, BranchRunner
 from coordinator.client.resources import Resource, describe_resource, identity_of
 from coordinator.client.settle import Settler
-from coordinator.client.transactions import TIMEOUT_S, Decider, GlobalTransaction, Propagation
+from coordinator.client.transactions import TIMEOUT_S, Decider, GlobalTransaction, OnEnd, Propagation
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorError, CoordinatorUnavailable, DeadlinePassed
 from coordinator.protocol.ids import BranchId, ResourceName, Xid
@@ -60,6 +60,7 @@ class Coordinator:
 
     `urls` are the coordinator's replicas. `tokens` signs what we say to it, `verifier` checks who calls us (nudges
     and transactions by header are refused without it). `nudge_url` is where our nudge route can be reached.
+    `on_end` hears the name of each transaction that ended here and how: ``committed``, ``rolled_back`` or ``unknown``.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Coordinator:
         verifier: TokenVerifier | None = None,
         nudge_url: str | None = None,
         *,
+        on_end: OnEnd | None = None,
         clock: Callable[[], float] = time.time,
         dice: Random | None = None,
     ) -> None:
@@ -84,7 +86,7 @@ class Coordinator:
         self._loops: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[object]] = set()
         self._open = False
-        self._decider = Decider(self._transport, self._settlers, self._in_background, clock)
+        self._decider = Decider(self._transport, self._settlers, self._in_background, clock, on_end)
         self._runner = BranchRunner(
             self._transport, self._settler_of, self._decider.local, clock=clock, dice=self._dice
         )

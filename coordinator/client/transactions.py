@@ -36,6 +36,9 @@ ROLLBACK_WAIT_S = 5.0
 
 _log = structlog.get_logger("coordinator.client.transactions")
 
+OnEnd = Callable[[str, str], None]
+"""Hears the name of each transaction that was begun here and had branches, and how it ended, while its xid is bound."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -101,10 +104,12 @@ class Decider:
         settlers: Mapping[ResourceName, Settler],
         background: Callable[[Coroutine[object, object, object], str], asyncio.Task[object]],
         clock: Callable[[], float] = time.time,
+        on_end: OnEnd | None = None,
     ) -> None:
         self._transport = transport
         self._settlers = settlers
         self._background = background
+        self._on_end = on_end
         self.clock = clock
         self.local: set[UUID] = set()
 
@@ -114,6 +119,19 @@ class Decider:
         scope = Initiator(Xid(uuid7(now_ms)), name, now_ms + int(timeout_s * 1000))
         self.local.add(scope.xid)
         return scope
+
+    async def end(self, scope: Initiator, *, commit: bool) -> None:
+        """Commits or rolls back, and says so to who wants to know. Raises as `commit` does."""
+        outcome = "unknown"
+        try:
+            await (self.commit(scope) if commit else self.rollback(scope))
+            outcome = "committed" if commit else "rolled_back"
+        except TransactionRolledBack:
+            outcome = "rolled_back"
+            raise
+        finally:
+            if self._on_end is not None and scope.touched:
+                self._on_end(scope.name, outcome)
 
     async def commit(self, scope: Initiator) -> None:
         """Commits, or rolls back what may not commit. A caller that is cancelled meanwhile leaves it running.
@@ -247,14 +265,8 @@ class GlobalTransaction:
             if own is None:
                 if error is not None and scope is not None:
                     scope.mark_rollback_only(f"a block that had joined it ended with {type(error).__name__}: {error}")
-            elif error is None:
-                await decider.commit(own)
-                if own.touched:
-                    _log.info("transaction.committed", name=own.name)
             else:
-                await decider.rollback(own)
-                if own.touched:
-                    _log.info("transaction.rolled_back", name=own.name, error=type(error).__name__)
+                await decider.end(own, commit=error is None)
         finally:
             binding.__exit__(None, None, None)
             if own is not None:

@@ -1,7 +1,7 @@
 """Brings one database of one service to its newest form: tables, then transaction capture, then the shard guard.
 
-Repeatable, and safe when two run at once (one waits). Tables belong to the service's role; the functions and undo tables
-that make transactions and placement safe belong to the administrator who runs this.
+Repeatable, and safe when two run at once (one waits). Tables belong to the role of the service; the functions and undo
+tables that make transactions and placement safe belong to the administrator who runs this.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ class Runtime:
             tokens=self.tokens,
             verifier=self.service_verifier,
             nudge_url=None if processing else f"http://{settings.host}:{settings.port}{NUDGE_PATH}",
+            on_end=_log_end,
         )
         self.redis: Redis = Redis.from_url(settings.redis_url, socket_timeout=2, socket_connect_timeout=1)
         self.cache = Cache(self.redis)
@@ -180,6 +181,10 @@ class Runtime:
     def _make_store(self, name: str, url: str) -> Store:
         engine: AsyncEngine = make_engine(url, pool_size=self.settings.pool_size, application=name)
         return Store(name, engine, self.coordinator.resource(name, engine), self.coordinator)
+
+
+def _log_end(name: str, outcome: str) -> None:
+    log.info("transaction", name=name, outcome=outcome)
 
 
 def _read(variable: str, file: Path, parse: Callable[[str], T]) -> T:

@@ -41,7 +41,7 @@ async def test_a_booking_is_one_trace_from_gateway_to_worker_and_its_branches_ca
     assert [(line["method"], line["path"]) for line in at_the_door] == [("POST", "/api/orders")]
     branches = [line for line in served if line.get("path") in BRANCH_PATHS]
     assert {line["path"] for line in branches} == BRANCH_PATHS
-    decided = [line for line in served if line["event"] == "transaction.committed"]
-    assert [line["service"] for line in decided] == ["order"]
+    decided = [line for line in served if line["event"] == "transaction"]
+    assert [(line["service"], line["name"], line["outcome"]) for line in decided] == [("order", "book", "committed")]
     assert {line.get("xid") for line in [*branches, *decided]} == {xid}
     assert {line["event"] for line in worked} >= {"message"}

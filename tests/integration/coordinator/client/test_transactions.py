@@ -82,6 +82,28 @@ async def test_a_transaction_without_branches_says_nothing_to_anybody() -> None:
     assert current() is None
 
 
+async def test_the_end_of_each_transaction_is_told_with_its_outcome(postgres: TestPostgres, tc: TcProcess) -> None:
+    """Committed, rolled back by an error, rolled back by its own mark; one without branches is nobody's news."""
+    heard: list[tuple[str, str]] = []
+    async with open_bank(postgres, tc, entered=False) as bank:
+        coordinator = Coordinator([tc.url], tc.tokens(), on_end=lambda name, outcome: heard.append((name, outcome)))
+        east = coordinator.resource(bank.east.name, bank.engine)
+        async with coordinator:
+            async with coordinator.global_transaction("good"):
+                await coordinator.run_branch(east, add_east(1))
+            with pytest.raises(Planned):
+                async with coordinator.global_transaction("bad"):
+                    await coordinator.run_branch(east, add_east(1))
+                    raise Planned
+            with pytest.raises(TransactionRolledBack):
+                async with coordinator.global_transaction("marked") as tx:
+                    await coordinator.run_branch(east, add_east(1))
+                    tx.mark_rollback_only("no")
+            async with coordinator.global_transaction("empty"):
+                pass
+    assert heard == [("good", "committed"), ("bad", "rolled_back"), ("marked", "rolled_back")]
+
+
 async def test_the_happy_path_adds_one_message_the_decision(postgres: TestPostgres, tc: TcProcess) -> None:
     """One list with one message in it is what the block waits for; nothing is said about the branch before it works."""
     async with http_proxy(tc.url) as proxy, open_bank(postgres, tc, entered=False) as bank:
