@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from coordinator import resource as at
 from coordinator.client.context import Initiator, Scope, required
 from coordinator.client.context import current as current_scope
-from coordinator.client.local import LocalTransaction, local_transaction
+from coordinator.client.local import LocalTransaction, open_local
 from coordinator.client.resources import Resource
 from coordinator.client.settle import Settler
 from coordinator.client.transport import Transport
@@ -99,7 +99,8 @@ class BranchRunner:
         scope = required()
         with scope.running():
             ref = self._next(scope, resource)
-            async with local_transaction(target) as local:
+            local = await open_local(target)
+            try:
                 branch = Branch(scope.xid, ref, local.target)
                 try:
                     await local.begin(self._enter(scope, ref))
@@ -109,6 +110,8 @@ class BranchRunner:
                     await self._abandon(scope, ref, local)
                     raise_translated(error, scope, ref)
                 await self._commit(scope, ref, local)
+            finally:
+                await local.close()
 
     async def run_local(self, resource: Resource[Any], work: Callable[[Any], Awaitable[T]], wait_s: float) -> T:
         """See Coordinator.run_local."""
@@ -133,7 +136,8 @@ class BranchRunner:
         work: Callable[[Any], Awaitable[T]],
         result_type: type[T] | None,
     ) -> T:
-        async with local_transaction(target) as local:
+        local = await open_local(target)
+        try:
             try:
                 await local.begin(self._enter(scope, ref))
                 result = await work(local.target)
@@ -143,18 +147,22 @@ class BranchRunner:
                 raise_translated(error, scope, ref)
             await self._commit(scope, ref, local)
             return result
+        finally:
+            await local.close()
 
     async def _attempt_plain(self, target: Any, work: Callable[[Any], Awaitable[T]]) -> T:
-        async with local_transaction(target) as local:
-            try:
-                await local.begin(None)
-                result = await work(local.target)
-                await local.prepare(None)
-                await local.commit()
-            except BaseException as error:
-                await local.rollback()
-                raise_translated(error)
+        local = await open_local(target)
+        try:
+            await local.begin(None)
+            result = await work(local.target)
+            await local.prepare(None)
+            await local.commit()
             return result
+        except BaseException as error:
+            await local.rollback()
+            raise_translated(error)
+        finally:
+            await local.close()
 
     @staticmethod
     async def _abandon(scope: Scope, ref: BranchRef, local: LocalTransaction) -> None:
@@ -200,7 +208,7 @@ def keep_statement(result: object) -> str:
     return f"SELECT at.keep('{quoted}'::jsonb)"
 
 
-def raise_translated(error: BaseException, scope: Scope | None = None, ref: BranchRef | None = None) -> None:
+def raise_translated(error: BaseException, scope: Scope | None = None, ref: BranchRef | None = None) -> NoReturn:
     """Raises `error` as what it means to the caller, and notes in `scope` what it means to the transaction.
 
     A repeated branch that is committed locally belongs to the transaction as it did the first time.

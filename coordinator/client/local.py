@@ -7,8 +7,7 @@ answer, commit, roll back. SQLAlchemy is imported only when an object of it is s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
@@ -30,7 +29,7 @@ T = TypeVar("T")
 
 
 class LocalTransaction(Protocol):
-    """One local transaction. Made by `local_transaction`, used once."""
+    """One local transaction. Made by `open_local`, used once."""
 
     @property
     def target(self) -> Any:
@@ -63,32 +62,28 @@ class LocalTransaction(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Gives back what was taken from an engine or pool."""
+        ...
 
-@asynccontextmanager
-async def local_transaction(target: Any) -> AsyncIterator[LocalTransaction]:
-    """A local transaction on `target`; sessions and connections taken from an engine or pool are given back.
+
+async def open_local(target: Any) -> LocalTransaction:
+    """A local transaction on `target`, to be closed by who asked: a connection from a pool is given back then.
 
     Raises TypeError for a target of another kind.
     """
-    if isinstance(target, asyncpg.Pool):
-        pool: Any = target
-        connection = await pool.acquire()
-        try:
-            yield AsyncpgTransaction(connection)
-        finally:
-            await sheltered(pool.release(connection, timeout=CLEAN_UP_TIMEOUT_S))
-    elif isinstance(target, asyncpg.Connection | PoolConnectionProxy):
-        yield AsyncpgTransaction(target)
-    elif type(target).__module__.startswith("sqlalchemy.") or is_sqlalchemy(target):
-        from coordinator.client.sessions import session_transaction
+    if type(target).__module__.startswith("sqlalchemy.") or is_sqlalchemy(target):
+        from coordinator.client.sessions import open_session
 
-        async with session_transaction(target) as local:
-            yield local
-    else:
-        raise TypeError(
-            f"a branch needs an AsyncSession, an AsyncEngine, an asyncpg connection or pool, or a Resource, "
-            f"not {type(target).__name__}"
-        )
+        return open_session(target)
+    if isinstance(target, asyncpg.Pool):
+        return AsyncpgTransaction(await target.acquire(), target)
+    if isinstance(target, asyncpg.Connection | PoolConnectionProxy):
+        return AsyncpgTransaction(target)
+    raise TypeError(
+        f"a branch needs an AsyncSession, an AsyncEngine, an asyncpg connection or pool, or a Resource, "
+        f"not {type(target).__name__}"
+    )
 
 
 def is_sqlalchemy(target: object) -> bool:
@@ -99,8 +94,9 @@ def is_sqlalchemy(target: object) -> bool:
 class AsyncpgTransaction:
     """A local transaction on a bare asyncpg connection, BranchConnection or not."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, pool: Any = None) -> None:
         self._connection = connection
+        self._pool = pool
         self._folds = folds(connection)
         self._transaction: Any = None
         self._entered = False
@@ -159,6 +155,11 @@ class AsyncpgTransaction:
             return not self._entered
         await sheltered(self._undo())
         return not self._left
+
+    async def close(self) -> None:
+        """Gives a pool its connection back."""
+        if self._pool is not None:
+            await sheltered(self._pool.release(self._connection, timeout=CLEAN_UP_TIMEOUT_S))
 
     async def _undo(self) -> None:
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -19,31 +17,24 @@ from coordinator.protocol.errors import BranchRefused
 _HAS_WRITTEN = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 
 
-@asynccontextmanager
-async def session_transaction(target: Any) -> AsyncIterator[SessionTransaction]:
-    """A local transaction on an AsyncSession (kept open) or on an AsyncEngine (a session of its own, closed after)."""
+def open_session(target: Any) -> SessionTransaction:
+    """A local transaction on an AsyncSession (which stays open) or on an AsyncEngine (with a session of its own).
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(target, AsyncEngine):
+        return SessionTransaction(AsyncSession(target, expire_on_commit=False), owned=True)
     if isinstance(target, AsyncSession):
-        yield SessionTransaction(target)
-    elif isinstance(target, AsyncEngine):
-        session = AsyncSession(target, expire_on_commit=False)
-        local = SessionTransaction(session)
-        try:
-            yield local
-        finally:
-            if session.in_transaction():
-                await sheltered(session.close())
-            else:
-                # The connection is back in its pool: what is left to close needs no input or output.
-                session.sync_session.close()
-    else:
-        raise TypeError(f"a branch needs an AsyncSession or an AsyncEngine, not {type(target).__name__}")
+        return SessionTransaction(target, owned=False)
+    raise TypeError(f"a branch needs an AsyncSession or an AsyncEngine, not {type(target).__name__}")
 
 
 class SessionTransaction:
     """A local transaction on an AsyncSession. BEGIN leaves with the session's first statement, as always."""
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: AsyncSession, *, owned: bool) -> None:
         self._session = session
+        self._owned = owned
         self._driver: Any = None
         self._folds = False
         self._entered = False
@@ -108,6 +99,16 @@ class SessionTransaction:
         ended = driver is not None and not driver.is_closed() and not driver.is_in_transaction()
         await sheltered(self._undo())
         return not (self._left or (self._entered and ended))
+
+    async def close(self) -> None:
+        """Closes a session of its own."""
+        if not self._owned:
+            return
+        if self._session.in_transaction():
+            await sheltered(self._session.close())
+        else:
+            # The connection is back in its pool: what is left to close needs no input or output.
+            self._session.sync_session.close()
 
     async def _run(self, statement: str) -> CursorResult[Any]:
         return await (await self._session.connection()).exec_driver_sql(statement)

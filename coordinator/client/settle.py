@@ -33,7 +33,7 @@ from coordinator.protocol.statuses import Decision
 FOLLOW_BATCH_MAX = 200
 """Transactions that are forgotten in one call."""
 
-FOLLOW_LINGER_S = 0.02
+FOLLOW_LINGER_S = 0.04
 """How long the first of a batch of commits waits for company while nobody waits for its rows."""
 
 UNDOS_AT_ONCE_MAX = 2

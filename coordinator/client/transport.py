@@ -75,7 +75,7 @@ CONFIRM_LINGER_S = 0.2
 """How long a confirmation waits for company: nobody waits for it. Shorter than the coordinator's nudge_own_delay_s."""
 
 CROWD_MIN = 3
-CROWD_LINGER_S = 0.002
+CROWD_LINGER_S = 0.001
 """Where the last list held so many decisions, the next one waits a moment for more: at such a rate each list costs all
 of them more than the moment does. Whoever decides alone never waits."""
 

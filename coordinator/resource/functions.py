@@ -76,7 +76,7 @@ def enter_sql(xid: UUID, branch_id: UUID, deadline: datetime) -> str:
     """
     if deadline.tzinfo is None:
         raise ValueError(f"the deadline {deadline.isoformat()} has no time zone")
-    return f"SELECT at.enter('{UUID(int=xid.int)}', '{UUID(int=branch_id.int)}', '{deadline.isoformat()}'::timestamptz)"
+    return f"SELECT at.enter('{xid.int:032x}', '{branch_id.int:032x}', '{deadline.isoformat()}'::timestamptz)"
 
 
 async def enter(connection: Connection, xid: UUID, branch_id: UUID, deadline: datetime) -> None:

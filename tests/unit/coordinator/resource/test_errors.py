@@ -95,7 +95,7 @@ def test_enter_sql_is_one_statement_with_a_zoned_deadline() -> None:
     """It can be sent together with BEGIN; a deadline without a zone would be read in the server's."""
     deadline = datetime(2026, 11, 23, 12, tzinfo=UTC)
     assert enter_sql(XID, BRANCH, deadline) == (
-        f"SELECT at.enter('{XID}', '{BRANCH}', '2026-11-23T12:00:00+00:00'::timestamptz)"
+        f"SELECT at.enter('{XID.hex}', '{BRANCH.hex}', '2026-11-23T12:00:00+00:00'::timestamptz)"
     )
     with pytest.raises(ValueError, match="time zone"):
         enter_sql(XID, BRANCH, deadline.replace(tzinfo=None))
