@@ -62,7 +62,7 @@ PURGE_INTERVAL_S = 60.0
 PURGE_GRACE_S = 3600.0
 """How long after its transaction's deadline a settled branch row stays, to recognise what comes late."""
 
-RECENT_MAX = 10_000
+RECENT_MAX = 2_000
 """Settled transactions that are remembered, so that the same news twice costs no second call."""
 
 _log = structlog.get_logger("coordinator.client.settle")
