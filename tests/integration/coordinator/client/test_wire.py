@@ -138,6 +138,22 @@ async def test_what_is_no_answer_or_half_of_one_is_an_error(wire: Wire, answer: 
     assert connections == [1]
 
 
+async def test_a_kept_connection_that_ends_within_an_answer_is_not_asked_again(wire: Wire) -> None:
+    """Something was heard, so it was no idle connection that the server had closed."""
+    requests = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        for answer in (OK, OK[:-1]):
+            requests.append(await read(reader))
+            writer.write(answer)
+
+    async with serving(serve) as origin:
+        assert (await post(wire, origin)).status == 200
+        with pytest.raises(WireError):
+            await post(wire, origin)
+    assert len(requests) == 2
+
+
 async def test_a_late_answer_is_not_taken_for_that_of_the_next_call(wire: Wire) -> None:
     """The connection of a call that ran out of time, or was cancelled, is not used again."""
 
