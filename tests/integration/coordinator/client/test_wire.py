@@ -154,7 +154,8 @@ async def test_a_kept_connection_that_ends_within_an_answer_is_not_asked_again(w
     assert len(requests) == 2
 
 
-async def test_a_late_answer_is_not_taken_for_that_of_the_next_call(wire: Wire) -> None:
+@pytest.mark.parametrize("how", ["timed out", "cancelled"])
+async def test_a_late_answer_is_not_taken_for_that_of_the_next_call(wire: Wire, how: str) -> None:
     """The connection of a call that ran out of time, or was cancelled, is not used again."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
@@ -164,11 +165,11 @@ async def test_a_late_answer_is_not_taken_for_that_of_the_next_call(wire: Wire) 
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
     async with serving(serve) as origin:
-        with pytest.raises(TimeoutError):
-            await post(wire, origin, b"slow", timeout_s=0.05)
-        leaving = asyncio.ensure_future(post(wire, origin, b"slow"))
-        await asyncio.sleep(0.05)
+        leaving = asyncio.ensure_future(post(wire, origin, b"slow", timeout_s=0.05 if how == "timed out" else 3))
+        await asyncio.sleep(0.1)
         leaving.cancel()
+        with pytest.raises(TimeoutError if how == "timed out" else asyncio.CancelledError):
+            await leaving
         assert (await post(wire, origin, b"quick")).body == b"quick"
 
 
