@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -148,8 +149,8 @@ class Runtime:
         if not self.processing:
             for store in self.stores:
                 self._loops.append(Relay(store, self.broker, self.cache).run)
-                self.every(SWEEP_INTERVAL_S, lambda store=store: sweep(store), "idempotency.sweep")  # type: ignore[misc]
-                self.every(SWEEP_INTERVAL_S, lambda store=store: forget_taken(store), "inbox.sweep")  # type: ignore[misc]
+                self.every(SWEEP_INTERVAL_S, partial(sweep, store), "idempotency.sweep")
+                self.every(SWEEP_INTERVAL_S, partial(forget_taken, store), "inbox.sweep")
         for work in self._at_start:
             await work()
         self._tasks = [asyncio.create_task(_run(loop)) for loop in self._loops]
