@@ -23,6 +23,11 @@ from services.kit.requests import traceparent_for
 CALL_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 100
 """Open connections of one process to all other services together."""
+
+IDLE_S = 3.0
+"""How long an idle connection is kept. Must stay below the services' own keep-alive time (uvicorn: 5 s): a POST that is
+sent on a connection which its server is just closing fails, and is not repeated."""
+
 PASSED_ON = frozenset({400, 403, 404, 409, 422})
 ANY_STATUS = range(100, 600)
 """Every status is an answer here; what it means is decided by the caller."""
@@ -41,7 +46,7 @@ class Outgoing:
 
     async def __aenter__(self) -> Outgoing:
         """Opens the pool."""
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=IDLE_S)
         self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         return self
 

@@ -31,6 +31,7 @@ from coordinator.protocol.tokens import SigningKey, TokenMaker, read_key_set
 from coordinator.tc.app import create_app as create_coordinator
 from coordinator.tc.config import CoordinatorSettings
 from services.kit.auth import ACCESS_KIND, ACCESS_TTL_S, AccountStatus, Role
+from services.kit.clients import IDLE_S
 from services.kit.clock import Clock, system_clock
 from services.kit.migrate import Placement, guard, migrate
 from services.kit.settings import Settings
@@ -267,7 +268,10 @@ async def running_system(
             options = dict((app_options or {}).get(name, {}))
             app = importlib.import_module(f"services.{name}.app").create_app(settings[name], **options)
             await stack.enter_async_context(_serving(app, sockets[name]))
-        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)))
+        connector = aiohttp.TCPConnector(keepalive_timeout=IDLE_S)
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+        )
         yield System(postgres, folder, redis_url, urls, dsns, settings, keys, session, map_store, clock)
 
 
