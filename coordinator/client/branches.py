@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from random import Random
 from typing import Any, NoReturn, TypeVar
-from uuid import UUID
 
 import msgspec
 
@@ -57,7 +55,7 @@ class BranchRunner:
         self,
         transport: Transport,
         settler_of: Callable[[ResourceName], Settler],
-        local: Container[UUID],
+        local: Container[int],
         *,
         clock: Callable[[], float],
         dice: Random,
@@ -73,25 +71,26 @@ class BranchRunner:
     ) -> T:
         """See Coordinator.run_branch."""
         scope = required()
-        with scope.running():
+        scope.opened()
+        patience: Patience | None = None
+        try:
             ref = self._next(scope, resource.name)
             settler = self._settler_of(resource.name)
-            patience: Patience | None = None
-            try:
-                while True:
-                    try:
-                        return await self._attempt(scope, ref, resource.target, work, result_type)
-                    except BranchRepeated as error:
-                        if result_type is None or error.result is None:
-                            raise
-                        return msgspec.convert(error.result, result_type)
-                    except Exception as error:
-                        if patience is None:
-                            patience = self._patience(settler, scope, scope.deadline_ms / 1000)
-                        await patience.after(error)
-            finally:
-                if patience is not None:
-                    patience.close()
+            while True:
+                try:
+                    return await self._attempt(scope, ref, resource.target, work, result_type)
+                except BranchRepeated as error:
+                    if result_type is None or error.result is None:
+                        raise
+                    return msgspec.convert(error.result, result_type)
+                except Exception as error:
+                    if patience is None:
+                        patience = self._patience(settler, scope, scope.deadline_ms / 1000)
+                    await patience.after(error)
+        finally:
+            scope.closed()
+            if patience is not None:
+                patience.close()
 
     @asynccontextmanager
     async def branch(self, target: Any, resource: ResourceName) -> AsyncIterator[Branch]:
@@ -194,8 +193,7 @@ class BranchRunner:
 
     @staticmethod
     def _enter(scope: Scope, ref: BranchRef) -> str:
-        deadline = datetime.fromtimestamp(scope.deadline_ms / 1000, UTC)
-        return at.enter_sql(scope.xid, BranchId(ref.branch), deadline)
+        return at.enter_sql(scope.xid, BranchId(ref.branch), scope.deadline)
 
     def _patience(self, settler: Settler, scope: Scope | None, until_s: float) -> Patience:
         around = Surroundings(self._transport, settler, self._local, self._clock, self._dice)

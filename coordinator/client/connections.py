@@ -16,6 +16,7 @@ branch is still whole.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import asyncpg
@@ -66,10 +67,13 @@ class BranchConnection(asyncpg.Connection):
         self._at_entered = False
         return entered
 
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Coroutine[Any, Any, str]:
         """As asyncpg's, with the folded statements added to a plain BEGIN or COMMIT."""
-        if args or (self._at_enter is None and self._at_keep is None and not self._at_entered):
-            return str(await super().execute(query, *args, timeout=timeout))
+        if args or not (self._at_entered or self._at_enter is not None or self._at_keep is not None):
+            return super().execute(query, *args, timeout=timeout)
+        return self._execute_folded(query, timeout)
+
+    async def _execute_folded(self, query: str, timeout: float | None) -> str:
         if query.startswith("BEGIN"):
             if self._at_enter is None:
                 self._top_xact = None

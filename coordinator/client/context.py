@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
@@ -36,13 +37,15 @@ class Scope(ABC):
         self.xid = xid
         self.name = name
         self.deadline_ms = deadline_ms
+        self.deadline = datetime.fromtimestamp(deadline_ms / 1000, UTC)
         self.rollback_only: str | None = None
         self.decided = False
         self.answered = False
         self.touched = False
         self.called = False
-        self._noted: dict[UUID, BranchRef] = {}
-        self._doubtful: dict[UUID, BranchRef] = {}
+        # By the number of the branch's id: a UUID is hashed by Python code, and this happens in every branch.
+        self._noted: dict[int, BranchRef] = {}
+        self._doubtful: dict[int, BranchRef] = {}
         self._open = 0
 
     @property
@@ -75,15 +78,16 @@ class Scope(ABC):
 
     def note(self, ref: BranchRef) -> None:
         """Adds a branch whose local transaction has committed. The same branch twice is one branch."""
-        if len(self._noted) >= BRANCHES_MAX and ref.branch not in self._noted:
+        key = ref.branch.int
+        if len(self._noted) >= BRANCHES_MAX and key not in self._noted:
             self.doubt(ref, f"more than {BRANCHES_MAX} branches in one global transaction")
             return
-        self._doubtful.pop(ref.branch, None)
-        self._noted[ref.branch] = ref
+        self._doubtful.pop(key, None)
+        self._noted[key] = ref
 
     def doubt(self, ref: BranchRef, why: str) -> None:
         """Remembers a branch of which nobody knows whether it committed locally; only a rollback is safe then."""
-        self._doubtful[ref.branch] = ref
+        self._doubtful[ref.branch.int] = ref
         self.mark_rollback_only(why)
 
     def absorb(self, header: str) -> None:
@@ -100,7 +104,15 @@ class Scope(ABC):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts a branch as open while it runs, so that nothing is decided over its head.
+        """`opened` and `closed` around a block."""
+        self.opened()
+        try:
+            yield
+        finally:
+            self.closed()
+
+    def opened(self) -> None:
+        """Counts a branch as open until `closed`, so that nothing is decided over its head.
 
         Raises NoGlobalTransaction when the transaction is decided, or its branches were named to the caller: a task has
         outlived the block or the request that started it.
@@ -111,10 +123,10 @@ class Scope(ABC):
             raise NoGlobalTransaction(f"the branches of transaction {self.xid} are named already; it takes no more")
         self.touched = True
         self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
+
+    def closed(self) -> None:
+        """One branch that was `opened` runs no more."""
+        self._open -= 1
 
 
 class Initiator(Scope):

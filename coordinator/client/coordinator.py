@@ -130,6 +130,7 @@ class Coordinator:
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Waits CLOSE_WAIT_S for decisions on their way, then stops everything. Open branches are left to others."""
         self._open = False
+        await self._transport.drain(CLOSE_WAIT_S)
         if self._background:
             await asyncio.wait(set(self._background), timeout=CLOSE_WAIT_S)
         tasks = [*self._loops, *self._background]
@@ -170,13 +171,13 @@ class Coordinator:
 
     # Branches
 
-    async def run_branch(
+    def run_branch(
         self,
         resource: Resource[TargetT],
         work: Callable[[TargetT], Awaitable[T]],
         *,
         result_type: type[T] | None = None,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """Runs `work` in one local transaction that is a branch of the current global transaction.
 
         A lock conflict rolls the local transaction back, waits for the holder's decision and runs `work` again, so
@@ -186,7 +187,7 @@ class Coordinator:
         Raises NoGlobalTransaction; LockConflict when the deadline comes first; Deadlock; TransactionRolledBack;
         BranchRepeated (no answer was kept); BranchAborted; DeadlinePassed; UnmanagedTable; what `work` raises.
         """
-        return await self._runner.run_branch(resource, work, result_type)
+        return self._runner.run_branch(resource, work, result_type)
 
     @contextlib.asynccontextmanager
     async def branch(self, target: Any, *, resource: Resource[Any] | None = None) -> AsyncIterator[Branch]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 from asyncpg.exceptions import InterfaceError, PostgresError
@@ -16,9 +19,6 @@ from asyncpg.pool import PoolConnectionProxy
 
 from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.protocol.errors import BranchRefused
-
-if TYPE_CHECKING:
-    pass
 
 CLEAN_UP_TIMEOUT_S = 5.0
 """How long a local rollback may take before its connection is left to its pool to drop."""
@@ -72,10 +72,9 @@ async def open_local(target: Any) -> LocalTransaction:
 
     Raises TypeError for a target of another kind.
     """
-    if type(target).__module__.startswith("sqlalchemy.") or is_sqlalchemy(target):
-        from coordinator.client.sessions import open_session
-
-        return open_session(target)
+    if is_sqlalchemy(target):
+        opened: LocalTransaction = _sessions().open_session(target)
+        return opened
     if isinstance(target, asyncpg.Pool):
         return AsyncpgTransaction(await target.acquire(), target)
     if isinstance(target, asyncpg.Connection | PoolConnectionProxy):
@@ -89,6 +88,11 @@ async def open_local(target: Any) -> LocalTransaction:
 def is_sqlalchemy(target: object) -> bool:
     """Whether `target` is an AsyncSession or AsyncEngine, or of a class made of one."""
     return any(base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(target).__mro__)
+
+
+@cache
+def _sessions() -> ModuleType:
+    return import_module("coordinator.client.sessions")
 
 
 class AsyncpgTransaction:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -25,6 +25,8 @@ SETTLE_CONNECTIONS_MAX = 3
 
 SETTLE_COMMAND_TIMEOUT_S = 30.0
 """How long one statement of phase two may take."""
+
+FORGOTTEN = int(BranchState.FORGOTTEN)
 
 NO_BRANCH = UUID(int=0)
 """The branch id of a tombstone: it stands for the whole transaction in the resource."""
@@ -123,12 +125,12 @@ async def follow_commits(
     resource: ResourceName,
     settles: Sequence[Settle],
     named: NamedBranches,
-    thorough: Container[UUID] = (),
+    thorough: Collection[int] = (),
 ) -> Followed:
     """Forgets the named branches of committed transactions, all at once. Raises asyncpg's errors.
 
-    That is one statement when all of them were open. For those in `thorough`, and where a branch was settled before,
-    it also looks at every branch that is here, undoes orphans and says how each ended.
+    That is one statement when all of them were open. For those in `thorough` (numbers of xids), and where a branch was
+    settled before, it also looks at every branch that is here, undoes orphans and says how each ended.
 
     An orphan is a branch that its commit did not name: somebody gave it up, so it must leave no trace. Before one is
     undone, `named` is asked for all branches of its transaction: a database that goes by two names, or was renamed,
@@ -137,8 +139,10 @@ async def follow_commits(
     elsewhere: list[Confirm] = []
     branches = [branch for settle in settles for branch in settle.branches]
     forgotten = await at.forget(connection, [settle.xid for settle in settles], branches)
-    unclear = [settle.xid for settle in settles if forgotten < len(branches) or settle.xid in thorough]
-    states = await _states(connection, unclear) if unclear else {}
+    unclear = [settle.xid for settle in settles if forgotten < len(branches) or settle.xid.int in thorough]
+    if not unclear:
+        return Followed([Confirm(one.xid, resource, [(b, FORGOTTEN) for b in one.branches]) for one in settles], [])
+    states = await _states(connection, unclear)
     for settle in settles:
         here = states.get(settle.xid, {})
         orphans = {branch for branch, state in here.items() if state == BranchState.OPEN} - set(settle.branches)
@@ -149,7 +153,7 @@ async def follow_commits(
                     "resource.named_otherwise", xid=str(settle.xid), resource=resource, committed_as=committed[branch]
                 )
                 await at.forget(connection, [settle.xid], [branch])
-                elsewhere.append(Confirm(settle.xid, committed[branch], [(branch, int(BranchState.FORGOTTEN))]))
+                elsewhere.append(Confirm(settle.xid, committed[branch], [(branch, FORGOTTEN)]))
                 here.pop(branch)
             here.update(await _undo_orphans(connection, resource, settle.xid, orphans - committed.keys()))
     confirms = [
@@ -189,7 +193,7 @@ async def _states(connection: Any, xids: Sequence[UUID]) -> dict[UUID, dict[UUID
 def _ended(settle: Settle, here: Mapping[UUID, int]) -> dict[UUID, int]:
     """How the branches of a commit ended: the named ones FORGOTTEN, also when their rows were purged since."""
     ended = {branch: state for branch, state in here.items() if state != BranchState.OPEN}
-    return {**dict.fromkeys(settle.branches, int(BranchState.FORGOTTEN)), **ended}
+    return {**dict.fromkeys(settle.branches, FORGOTTEN), **ended}
 
 
 def is_decided(decision: int) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import asyncpg
-from sqlalchemy import CursorResult
+from sqlalchemy import Connection, CursorResult, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.orm import SessionTransaction as OrmTransaction
 
 from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.client.local import WRITTEN_BEFORE, folds, sheltered
@@ -23,7 +24,8 @@ def open_session(target: Any) -> SessionTransaction:
     Raises TypeError for anything else.
     """
     if isinstance(target, AsyncEngine):
-        return SessionTransaction(AsyncSession(target, expire_on_commit=False), owned=True)
+        session = AsyncSession(target, expire_on_commit=False, sync_session_class=_BranchSession)
+        return SessionTransaction(session, owned=True)
     if isinstance(target, AsyncSession):
         return SessionTransaction(target, owned=False)
     raise TypeError(f"a branch needs an AsyncSession or an AsyncEngine, not {type(target).__name__}")
@@ -35,6 +37,7 @@ class SessionTransaction:
     def __init__(self, session: AsyncSession, *, owned: bool) -> None:
         self._session = session
         self._owned = owned
+        self._enter: str | None = None
         self._driver: Any = None
         self._folds = False
         self._entered = False
@@ -52,7 +55,12 @@ class SessionTransaction:
         """
         if enter is None:
             return
-        self._driver = driver = await self._session.run_sync(_driver_connection)
+        if self._owned:
+            # Its connection comes with its first statement: see `enter_on`.
+            self._enter = enter
+            self._session.sync_session.at_local = self  # type: ignore[attr-defined]
+            return
+        self._driver = driver = await self._session.run_sync(lambda session: _driver_of(session.connection()))
         if driver.is_in_transaction():
             if await driver.fetchval(_HAS_WRITTEN):
                 raise BranchRefused(WRITTEN_BEFORE)
@@ -65,10 +73,23 @@ class SessionTransaction:
             await self._run(enter)
             self._entered = True
 
+    def enter_on(self, connection: Connection) -> None:
+        """Enters the branch on the connection that a session of our own has just begun to use. Raises BranchRefused."""
+        assert self._enter is not None  # noqa: S101 - begin set it
+        if self._driver is not None:
+            raise BranchRefused(ENDED_INSIDE)
+        self._driver = driver = _driver_of(connection)
+        if folds(driver):
+            driver.fold_enter(self._enter)
+            self._folds = True
+        else:
+            connection.exec_driver_sql(self._enter)
+            self._entered = True
+
     async def prepare(self, keep: str | None) -> None:
         """Flushes the session; folds `keep` into COMMIT or runs it at once."""
         pending = self._session.sync_session
-        if pending.new or pending.dirty or pending.deleted:
+        if pending.new or pending.deleted or (pending.identity_map and pending.dirty):
             await self._session.flush()
         driver: Any = self._driver
         if driver is not None and self._entered and not driver.is_in_transaction():
@@ -120,9 +141,22 @@ class SessionTransaction:
             await self._session.invalidate()
 
 
-def _driver_connection(session: Session) -> Any:
-    """The asyncpg connection below a session: checked out of the pool, nothing sent yet. Raises BranchRefused."""
-    pooled = session.connection().connection
+class _BranchSession(Session):
+    """A session of our own, for one local transaction; `at_local` is that transaction where it is a branch."""
+
+    at_local: SessionTransaction | None = None
+
+
+@event.listens_for(_BranchSession, "after_begin")
+def _session_began(session: _BranchSession, transaction: OrmTransaction, connection: Connection) -> None:
+    """The session has its connection, and nothing was sent on it: here entering costs no turn of its own."""
+    if session.at_local is not None and not transaction.nested:
+        session.at_local.enter_on(connection)
+
+
+def _driver_of(connection: Connection) -> Any:
+    """The asyncpg connection below one of SQLAlchemy's. Raises BranchRefused."""
+    pooled = connection.connection
     if getattr(pooled.dbapi_connection, "autocommit", False):
         raise BranchRefused("the engine is in AUTOCOMMIT: a branch needs a local transaction")
     driver = pooled.driver_connection

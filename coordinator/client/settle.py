@@ -91,61 +91,66 @@ class Settler:
         self._owner = owner
         self._dice = dice
         self._clock = clock
-        self._news: OrderedDict[UUID, tuple[Settle, asyncio.Future[Confirm]]] = OrderedDict()
-        self._running: dict[UUID, asyncio.Future[Confirm]] = {}
-        self._recent: OrderedDict[UUID, Confirm] = OrderedDict()
-        self._awaited: dict[UUID, asyncio.Future[None]] = {}
-        self._thorough: set[UUID] = set()
+        # All by the number of the xid: a UUID is hashed by Python code, and this happens in every transaction.
+        self._news: OrderedDict[int, Settle] = OrderedDict()
+        self._running: dict[int, asyncio.Future[Confirm] | None] = {}
+        self._recent: OrderedDict[int, Confirm] = OrderedDict()
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+        self._thorough: set[int] = set()
         self._news_wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._sweep_wake = asyncio.Event()
         self._undo_slots = asyncio.Semaphore(UNDOS_AT_ONCE_MAX)
         self._purge_at = 0.0
 
+    def tell(self, settle: Settle) -> None:
+        """Brings the news of a decision. A failure is logged and left to the sweep."""
+        key = settle.xid.int
+        if key in self._recent or key in self._running:
+            return
+        self._running[key] = None
+        if self._awaited:
+            awaited = self._awaited.pop(key, None)
+            if awaited is not None and not awaited.done():
+                awaited.set_result(None)
+        self._news[key] = settle
+        self._news_wake.set()
+
     def follow_soon(self, settle: Settle) -> asyncio.Future[Confirm]:
-        """Brings the news of a decision; returns what becomes of it. A failure is logged and left to the sweep."""
-        recent = self._recent.get(settle.xid)
+        """As `tell`; returns what becomes of it."""
+        self.tell(settle)
+        recent = self._recent.get(settle.xid.int)
         if recent is not None:
             done: asyncio.Future[Confirm] = asyncio.get_running_loop().create_future()
             done.set_result(recent)
             return done
-        if settle.xid in self._running:
-            return self._running[settle.xid]
-        future: asyncio.Future[Confirm] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve)
-        self._running[settle.xid] = future
-        awaited = self._awaited.pop(settle.xid, None)
-        if awaited is not None and not awaited.done():
-            awaited.set_result(None)
-        self._news[settle.xid] = (settle, future)
-        self._news_wake.set()
-        return future
+        return self._following(settle.xid)
 
     async def follow(self, settle: Settle) -> Confirm:
         """Follows a decision now, whatever is remembered, and waits for it: somebody has just met rows of it here.
 
         Raises asyncpg's errors when the database is away.
         """
-        self._recent.pop(settle.xid, None)
-        self._thorough.add(settle.xid)
+        self._recent.pop(settle.xid.int, None)
+        self._thorough.add(settle.xid.int)
         future = self.follow_soon(settle)
         self._hurry.set()
         return await asyncio.shield(future)
 
     async def heard(self, xid: UUID, timeout_s: float) -> bool:
         """Waits until news of `xid` came to this process and was followed; False when none came in `timeout_s`."""
-        if xid in self._recent:
+        key = xid.int
+        if key in self._recent:
             return True
-        if xid not in self._running:
-            awaited = self._awaited.setdefault(xid, asyncio.get_running_loop().create_future())
+        if key not in self._running:
+            awaited = self._awaited.setdefault(key, asyncio.get_running_loop().create_future())
             await asyncio.wait({awaited}, timeout=timeout_s)
             if not awaited.done():
-                self._awaited.pop(xid, None)
+                self._awaited.pop(key, None)
                 return False
-        following = self._running.get(xid)
-        if following is not None:
+        if key in self._running:
             self._hurry.set()
-            await asyncio.wait({following}, timeout=timeout_s)
+            await asyncio.wait({self._following(xid)}, timeout=timeout_s)
         return True
 
     def sweep_soon(self) -> None:
@@ -160,7 +165,7 @@ class Settler:
                     tasks.create_task(work)
         finally:
             for future in self._running.values():
-                if not future.done():
+                if future is not None and not future.done():
                     future.set_exception(CoordinatorUnavailable("the settle loop was stopped"))
             self._running.clear()
             self._news.clear()
@@ -176,63 +181,71 @@ class Settler:
             while self._news:
                 count = min(len(self._news), FOLLOW_BATCH_MAX)
                 batch = [self._news.popitem(last=False)[1] for _ in range(count)]
-                commits = [(settle, future) for settle, future in batch if settle.decision == Decision.COMMITTED]
-                for settle, future in batch:
+                commits = [settle for settle in batch if settle.decision == Decision.COMMITTED]
+                for settle in batch:
                     if settle.decision == Decision.ROLLED_BACK:
-                        tasks.create_task(self._follow_rollback(settle.xid, future))
+                        tasks.create_task(self._follow_rollback(settle.xid))
                 if commits:
                     await self._follow_commits(commits)
 
     async def _linger(self) -> None:
         """Lets a batch of commits gather. A rollback is waited for, and so is what somebody is blocked by."""
-        if any(settle.decision == Decision.ROLLED_BACK for settle, _ in self._news.values()):
+        if any(settle.decision == Decision.ROLLED_BACK for settle in self._news.values()):
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FOLLOW_LINGER_S):
                 await self._hurry.wait()
         self._hurry.clear()
 
-    async def _follow_commits(self, batch: list[tuple[Settle, asyncio.Future[Confirm]]]) -> None:
-        settles = [settle for settle, _ in batch]
+    async def _follow_commits(self, batch: list[Settle]) -> None:
         try:
             async with self._connections.acquire() as connection:
                 followed = await follow_commits(
-                    connection, self.resource, settles, self._transport.named_branches, self._thorough
+                    connection, self.resource, batch, self._transport.named_branches, self._thorough
                 )
         except (*DATABASE_AWAY, CoordinatorError) as error:
             _log.warning("forget.postponed", resource=self.resource, transactions=len(batch), error=repr(error))
-            for settle, future in batch:
-                self._finish(settle.xid, future, error)
+            for settle in batch:
+                self._finish(settle.xid, error)
             return
         for confirm in followed.elsewhere:
             self._transport.confirm(confirm)
-        for (settle, future), confirm in zip(batch, followed.confirms, strict=True):
-            self._finish(settle.xid, future, confirm)
+        for settle, confirm in zip(batch, followed.confirms, strict=True):
+            self._finish(settle.xid, confirm)
 
-    async def _follow_rollback(self, xid: UUID, future: asyncio.Future[Confirm]) -> None:
+    async def _follow_rollback(self, xid: UUID) -> None:
         for attempt in range(UNDO_TRIES_MAX):
             if attempt:
                 await asyncio.sleep(backoff_s(attempt, UNDO_BASE_S, UNDO_CAP_S, self._dice))
             try:
                 async with self._undo_slots, self._connections.acquire() as connection:
-                    self._finish(xid, future, await follow_rollback(connection, self.resource, xid))
+                    self._finish(xid, await follow_rollback(connection, self.resource, xid))
                 return
             except DATABASE_AWAY as error:
                 failure: Exception = error
         _log.warning("undo.postponed", resource=self.resource, xid=str(xid), error=repr(failure))
-        self._finish(xid, future, failure)
+        self._finish(xid, failure)
 
-    def _finish(self, xid: UUID, future: asyncio.Future[Confirm], result: Confirm | Exception) -> None:
-        self._running.pop(xid, None)
-        self._thorough.discard(xid)
+    def _following(self, xid: UUID) -> asyncio.Future[Confirm]:
+        """What becomes of a decision that is being followed; made only where somebody wants to know."""
+        future = self._running[xid.int]
+        if future is None:
+            future = self._running[xid.int] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(_retrieve)
+        return future
+
+    def _finish(self, xid: UUID, result: Confirm | Exception) -> None:
+        key = xid.int
+        future = self._running.pop(key, None)
+        self._thorough.discard(key)
         if isinstance(result, Confirm):
-            self._recent[xid] = result
+            self._recent[key] = result
             if len(self._recent) > RECENT_MAX:
                 self._recent.popitem(last=False)
             self._transport.confirm(result)
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(result)
-        elif not future.done():
+        elif future is not None and not future.done():
             future.set_exception(result)
 
     # Sweeping
@@ -264,15 +277,15 @@ class Settler:
         questions = [
             Ask(UUID(int=one.xid.int), int(one.deadline.timestamp() * 1000), self.resource)
             for one in unsettled
-            if one.xid not in self._running
+            if one.xid.int not in self._running
         ]
         following = []
         for start in range(0, len(questions), MESSAGES_MAX):
             for answer in await self._transport.converse(questions[start : start + MESSAGES_MAX]):
                 if isinstance(answer, Outcome) and is_decided(answer.decision):
                     # Here it is open: what is remembered of it is older than this branch (a late phase one).
-                    self._recent.pop(answer.xid, None)
-                    self._thorough.add(answer.xid)
+                    self._recent.pop(answer.xid.int, None)
+                    self._thorough.add(answer.xid.int)
                     following.append(self.follow_soon(Settle(answer.xid, answer.decision, answer.branches)))
         if following:
             await asyncio.wait(following)

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -14,12 +13,12 @@ from uuid import UUID
 
 import structlog
 
-from coordinator.client.context import Initiator, Scope, bound, current
+from coordinator.client.context import Initiator, Scope, bind, current
 from coordinator.client.settle import Settler
-from coordinator.client.transport import Transport
+from coordinator.client.transport import Transport, outcome_of
 from coordinator.protocol.errors import CoordinatorError, NoGlobalTransaction, TransactionRolledBack
 from coordinator.protocol.ids import ResourceName, Xid, uuid7
-from coordinator.protocol.messages import NAME_LENGTH_MAX, BranchRef, Confirm, Decide, Outcome, Settle
+from coordinator.protocol.messages import NAME_LENGTH_MAX, Answer, BranchRef, Confirm, Decide, Outcome, Settle
 from coordinator.protocol.statuses import Decision, Reason
 
 TIMEOUT_S = 10.0
@@ -111,13 +110,13 @@ class Decider:
         self._background = background
         self._on_end = on_end
         self.clock = clock
-        self.local: set[UUID] = set()
+        self.local: set[int] = set()  # by number: see Scope
 
     def begin(self, name: str, timeout_s: float) -> Initiator:
         """A fresh transaction. Nothing is said to anybody yet."""
         now_ms = int(self.clock() * 1000)
         scope = Initiator(Xid(uuid7(now_ms)), name, now_ms + int(timeout_s * 1000))
-        self.local.add(scope.xid)
+        self.local.add(scope.xid.int)
         return scope
 
     async def end(self, scope: Initiator, *, commit: bool) -> None:
@@ -151,17 +150,31 @@ class Decider:
                 request = Decide(scope.xid, scope.name, scope.deadline_ms, True, [])
                 self._background(self._transport.commit(request, scope.deadline_ms / 1000), "coordinator-empty-commit")
             return
-        await asyncio.shield(self._background(self._commit(scope), "coordinator-commit"))
+        request = Decide(scope.xid, scope.name, scope.deadline_ms, True, list(scope.branches))
+        said = self._transport.say(request, scope.deadline_ms / 1000 + COMMIT_GRACE_S)
+        try:
+            outcome = outcome_of(await asyncio.shield(said))
+        except asyncio.CancelledError:
+            self._background(self._commit(scope, request, said), "coordinator-commit")
+            raise
+        except Exception:
+            # Only what does not go well at once pays for a task of its own.
+            await asyncio.shield(self._background(self._commit(scope, request, said), "coordinator-commit"))
+            return
+        await self._committed(scope, outcome)
 
     def ended(self, scope: Initiator) -> None:
         """Nobody in this process needs to wait for news of it any longer."""
-        self.local.discard(scope.xid)
+        self.local.discard(scope.xid.int)
 
-    async def _commit(self, scope: Initiator) -> None:
-        request = Decide(scope.xid, scope.name, scope.deadline_ms, True, list(scope.branches))
-        outcome = await self._transport.commit(request, scope.deadline_ms / 1000 + COMMIT_GRACE_S)
+    async def _commit(self, scope: Initiator, request: Decide, said: asyncio.Future[Answer]) -> None:
+        outcome = await self._transport.commit(request, scope.deadline_ms / 1000 + COMMIT_GRACE_S, said)
+        await self._committed(scope, outcome)
+
+    async def _committed(self, scope: Initiator, outcome: Outcome) -> None:
+        """What was decided about our wish to commit. Raises TransactionRolledBack."""
         if outcome.decision == Decision.COMMITTED:
-            self._follow(scope, outcome)
+            self._tell(scope)
             return
         await self._wait_for(self._follow(scope, outcome), ROLLBACK_WAIT_S)
         reason = outcome.reason or Reason.ASKED
@@ -190,6 +203,16 @@ class Decider:
                 await self._wait_for(self._follow(scope, outcome), ROLLBACK_WAIT_S)
         except (CoordinatorError, TimeoutError) as error:
             _log.warning("rollback.postponed", xid=str(scope.xid), error=repr(error))
+
+    def _tell(self, scope: Initiator) -> None:
+        """Tells the resources of this process of the commit. Nobody waits for what they do about it."""
+        committed: dict[str, list[UUID]] = {}
+        for ref in scope.branches:
+            committed.setdefault(ref.resource, []).append(ref.branch)
+        for name, branches in committed.items():
+            settler = self._settlers.get(ResourceName(name))
+            if settler is not None:
+                settler.tell(Settle(scope.xid, Decision.COMMITTED, branches))
 
     def _follow(self, scope: Initiator, outcome: Outcome) -> list[asyncio.Future[Confirm]]:
         """Hands the decision to the resources of this process; those elsewhere hear it from the coordinator."""
@@ -225,7 +248,7 @@ class GlobalTransaction:
         self._name = name
         self._timeout_s = timeout_s
         self._propagation = propagation
-        self._entered: tuple[Decider, Initiator | None, Scope | None, AbstractContextManager[None]] | None = None
+        self._entered: tuple[Decider, Initiator | None, Scope | None, Callable[[], None]] | None = None
 
     def __call__(self, function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         """Makes every call of `function` a block of its own."""
@@ -245,9 +268,7 @@ class GlobalTransaction:
         outer = current()
         own = self._begin(decider, outer)
         scope = own if own is not None else self._joined(outer)
-        binding = bound(scope)
-        binding.__enter__()
-        self._entered = (decider, own, scope, binding)
+        self._entered = (decider, own, scope, bind(scope))
         return Transaction(scope)
 
     async def __aexit__(
@@ -259,7 +280,7 @@ class GlobalTransaction:
         answered in time. A joined transaction is only marked to roll back by an exception.
         """
         assert self._entered is not None  # noqa: S101 - __aenter__ came first
-        decider, own, scope, binding = self._entered
+        decider, own, scope, unbind = self._entered
         self._entered = None
         try:
             if own is None:
@@ -268,7 +289,7 @@ class GlobalTransaction:
             else:
                 await decider.end(own, commit=error is None)
         finally:
-            binding.__exit__(None, None, None)
+            unbind()
             if own is not None:
                 decider.ended(own)
 

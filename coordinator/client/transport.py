@@ -109,10 +109,22 @@ class _Detail(msgspec.Struct):
 _detail_decoder = msgspec.json.Decoder(_Detail)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Said:
     request: Request
     answer: asyncio.Future[Answer]
+    expiry: asyncio.TimerHandle
+
+    def done(self, answer: Answer) -> None:
+        self.expiry.cancel()
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def failed(self, error: Exception) -> None:
+        self.expiry.cancel()
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # whoever asked may be gone
 
 
 class Transport:
@@ -136,7 +148,9 @@ class Transport:
         self._wire: Wire | None = None
         self._said: deque[_Said] = deque()
         self._said_wake = asyncio.Event()
-        self._hints: dict[UUID, tuple[float, list[Begin | Register]]] = {}
+        self._said_all = asyncio.Event()
+        self._said_all.set()
+        self._hints: dict[int, tuple[float, list[Begin | Register]]] = {}
         self._hint_count = 0
         self._hint_wake = asyncio.Event()
         self._confirms: deque[Confirm] = deque(maxlen=CONFIRMS_MAX)
@@ -159,7 +173,7 @@ class Transport:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
         while self._said:
-            self._fail(self._said.popleft(), CoordinatorUnavailable("the coordinator client was closed"))
+            self._said.popleft().failed(CoordinatorUnavailable("the coordinator client was closed"))
         if wire is not None:
             wire.close()
 
@@ -167,9 +181,9 @@ class Transport:
         """Says something that may be lost, some time soon. Never waits, never fails."""
         if self._wire is None or self._hint_count >= HINTS_MAX:
             return
-        known = self._hints.get(request.xid)
+        known = self._hints.get(request.xid.int)
         if known is None:
-            self._hints[request.xid] = (asyncio.get_running_loop().time() + HINT_AGE_S, [request])
+            self._hints[request.xid.int] = (asyncio.get_running_loop().time() + HINT_AGE_S, [request])
         else:
             known[1].append(request)
         self._hint_count += 1
@@ -180,26 +194,35 @@ class Transport:
         self._confirms.append(request)
         self._confirm_wake.set()
 
-    async def commit(self, request: Decide, until_s: float) -> Outcome:
-        """Sends a decision to commit until somebody answers, at most until the clock says `until_s`.
+    async def drain(self, timeout_s: float) -> None:
+        """Returns when every decision to commit that was said has its answer, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._said_all.wait()
 
-        Repeating is harmless: the first decision wins. Raises OutcomeUnknown when no answer came in time,
-        CoordinatorUnavailable when nothing was ever sent, CallerRefused when the coordinator does not let us in.
+    def say(self, request: Decide, until_s: float) -> asyncio.Future[Answer]:
+        """Says a decision to commit, once; `commit` says it again where that fails.
+
+        The future raises TimeoutError when no answer came until the clock says `until_s` (or in POST_TIMEOUT_S, where
+        that is later), CoordinatorUnavailable, CallerRefused. Raises CoordinatorUnavailable where nothing can be sent.
         """
         self._drop_hints(request.xid)
         if self._wire is None or len(self._said) >= ASKS_MAX:
             raise CoordinatorUnavailable("the coordinator client is not open, or its queue is full")
+        return self._queued(request, max(until_s - self._clock(), POST_TIMEOUT_S))
+
+    async def commit(self, request: Decide, until_s: float, said: asyncio.Future[Answer] | None = None) -> Outcome:
+        """Says a decision to commit until somebody answers, at most until the clock says `until_s`.
+
+        Repeating is harmless: the first decision wins. `said` is what `say` has returned for it, if it was said once.
+        Raises OutcomeUnknown when no answer came in time, CoordinatorUnavailable when nothing was ever sent,
+        CallerRefused when the coordinator does not let us in.
+        """
         attempt = 0
+        answer = self.say(request, until_s) if said is None else said
         while True:
-            if self._wire is None:
-                raise OutcomeUnknown(_unknown(request))
-            said = _Said(request, asyncio.get_running_loop().create_future())
-            self._said.append(said)
-            self._said_wake.set()
-            left_s = until_s - self._clock()
             try:
-                async with asyncio.timeout(max(left_s, POST_TIMEOUT_S if attempt == 0 else 0.0)):
-                    return _outcome(await said.answer)
+                return outcome_of(await asyncio.shield(answer))
             except TimeoutError:
                 raise OutcomeUnknown(_unknown(request)) from None
             except CallerRefused as error:
@@ -212,6 +235,9 @@ class Transport:
                     raise OutcomeUnknown(_unknown(request)) from error
             attempt += 1
             await asyncio.sleep(pause_s)
+            if self._wire is None:
+                raise OutcomeUnknown(_unknown(request))
+            answer = self._queued(request, max(until_s - self._clock(), 0.0))
 
     async def rollback(self, request: Decide, until_s: float) -> Outcome:
         """Sends a decision to roll back in a call of its own; the answer comes when the resources have undone it.
@@ -223,7 +249,7 @@ class Transport:
         while True:
             try:
                 [answer] = await self.converse([request])
-                return _outcome(answer)
+                return outcome_of(answer)
             except CoordinatorUnavailable:
                 pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, self._dice)
                 if self._clock() + pause_s >= until_s:
@@ -266,14 +292,17 @@ class Transport:
         await self._post("/v1/resources", _requests_encoder.encode(request), POST_TIMEOUT_S)
 
     def _drop_hints(self, xid: UUID) -> None:
-        known = self._hints.pop(xid, None)
+        known = self._hints.pop(xid.int, None)
         if known is not None:
             self._hint_count -= len(known[1])
 
-    @staticmethod
-    def _fail(said: _Said, error: Exception) -> None:
-        if not said.answer.done():
-            said.answer.set_exception(error)
+    def _queued(self, request: Decide, timeout_s: float) -> asyncio.Future[Answer]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Answer] = loop.create_future()
+        self._said.append(_Said(request, answer, loop.call_later(timeout_s, _expire, answer)))
+        self._said_all.clear()
+        self._said_wake.set()
+        return answer
 
     async def _decision_lane(self) -> None:
         crowd = 0
@@ -288,21 +317,21 @@ class Transport:
                 batch = [said for said in taken if not said.answer.done()]
                 if batch:
                     await self._send(batch)
+            self._said_all.set()
 
     async def _send(self, batch: list[_Said]) -> None:
         try:
             answers = await self.converse([said.request for said in batch])
         except CoordinatorError as error:
             for said in batch:
-                self._fail(said, error)
+                said.failed(error)
         except asyncio.CancelledError:
             for said in batch:
-                self._fail(said, CoordinatorUnavailable("the coordinator client was closed"))
+                said.failed(CoordinatorUnavailable("the coordinator client was closed"))
             raise
         else:
             for said, answer in zip(batch, answers, strict=True):
-                if not said.answer.done():
-                    said.answer.set_result(answer)
+                said.done(answer)
 
     async def _hint_lane(self) -> None:
         loop = asyncio.get_running_loop()
@@ -400,7 +429,14 @@ def _answers_of(body: bytes, expected: int) -> list[Answer]:
     return answers
 
 
-def _outcome(answer: Answer) -> Outcome:
+def _expire(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+        answer.exception()
+
+
+def outcome_of(answer: Answer) -> Outcome:
+    """The answer to a decision. Raises CoordinatorError when it is another."""
     match answer:
         case Outcome():
             return answer

@@ -49,11 +49,11 @@ RETRIED_SQLSTATES = frozenset({"40001", "40P01"})
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What waiting needs: `local` holds the transactions that this process has begun and not decided."""
+    """What waiting needs: `local` holds the numbers of those begun here and not decided."""
 
     transport: Transport
     settler: Settler
-    local: Container[UUID]
+    local: Container[int]
     clock: Callable[[], float]
     dice: Random
 
@@ -101,7 +101,7 @@ class Patience:
             await self._for_turn(self._place, conflict)
             return
         # Once only: rows that are still there after the news are not what the news was about.
-        if self._holds_nothing() and holder in self._around.local and holder not in self._heard:
+        if self._holds_nothing() and holder.int in self._around.local and holder not in self._heard:
             self._heard.add(holder)
             if await self._around.settler.heard(holder, min(LOCAL_NEWS_S, self._left_s())):
                 return
