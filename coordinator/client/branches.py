@@ -102,7 +102,7 @@ class BranchRunner:
             try:
                 branch = Branch(scope.xid, ref, local.target)
                 try:
-                    await local.begin(self._enter(scope, ref))
+                    await local.begin(self._enter(scope, ref), later=isinstance(scope, Initiator))
                     yield branch
                     await local.prepare(branch.kept)
                 except BaseException as error:
@@ -138,7 +138,7 @@ class BranchRunner:
         local = await open_local(target)
         try:
             try:
-                await local.begin(self._enter(scope, ref))
+                await local.begin(self._enter(scope, ref), later=isinstance(scope, Initiator))
                 result = await work(local.target)
                 await local.prepare(None if result_type is None else keep_statement(result))
             except BaseException as error:
@@ -152,7 +152,7 @@ class BranchRunner:
     async def _attempt_plain(self, target: Any, work: Callable[[Any], Awaitable[T]]) -> T:
         local = await open_local(target)
         try:
-            await local.begin(None)
+            await local.begin(None, later=False)
             result = await work(local.target)
             await local.prepare(None)
             await local.commit()

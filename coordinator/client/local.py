@@ -36,10 +36,10 @@ class LocalTransaction(Protocol):
         """What the application works with: the AsyncSession or the asyncpg connection."""
         ...
 
-    async def begin(self, enter: str | None) -> None:
+    async def begin(self, enter: str | None, *, later: bool) -> None:
         """Starts it; `enter` is the statement that enters a branch, sent with BEGIN or as a statement of its own.
 
-        A session sends BEGIN only with its first statement. Raises BranchRefused.
+        A session sends BEGIN only with its first statement, a connection where `later` says so. Raises BranchRefused.
         """
         ...
 
@@ -111,8 +111,8 @@ class AsyncpgTransaction:
         """The connection."""
         return self._connection
 
-    async def begin(self, enter: str | None) -> None:
-        """Sends BEGIN at once, with `enter` folded in where the connection can."""
+    async def begin(self, enter: str | None, *, later: bool) -> None:
+        """Sends BEGIN at once or with the first statement, with `enter` folded in where the connection can."""
         if self._connection.is_in_transaction():
             raise BranchRefused("the connection is in a transaction already; a branch is a whole local transaction")
         self._transaction = self._connection.transaction()
@@ -120,12 +120,12 @@ class AsyncpgTransaction:
             await self._transaction.start()
             return
         if self._folds:
-            self._connection.fold_enter(enter)
+            self._connection.fold_enter(enter, later=later)
             await self._transaction.start()
         else:
             await self._transaction.start()
             await self._connection.execute(enter)
-        self._entered = True
+            self._entered = True
 
     async def prepare(self, keep: str | None) -> None:
         """Folds `keep` into COMMIT or runs it at once."""
@@ -146,7 +146,7 @@ class AsyncpgTransaction:
         """Commits."""
         await self._transaction.commit()
         if self._folds:
-            self._connection.unfold()
+            self._entered = self._connection.unfold()
         return self._entered
 
     async def rollback(self) -> bool:

@@ -48,7 +48,7 @@ class SessionTransaction:
         """The session."""
         return self._session
 
-    async def begin(self, enter: str | None) -> None:
+    async def begin(self, enter: str | None, *, later: bool) -> None:
         """Prepares the session's connection to enter the branch with BEGIN.
 
         A session that has only read before may go on; one that has written is refused with BranchRefused.
@@ -67,7 +67,7 @@ class SessionTransaction:
             await self._run(enter)
             self._entered = True
         elif folds(driver):
-            driver.fold_enter(enter)
+            driver.fold_enter(enter, later=True)
             self._folds = True
         else:
             await self._run(enter)
@@ -80,7 +80,7 @@ class SessionTransaction:
             raise BranchRefused(ENDED_INSIDE)
         self._driver = driver = _driver_of(connection)
         if folds(driver):
-            driver.fold_enter(self._enter)
+            driver.fold_enter(self._enter, later=True)
             self._folds = True
         else:
             connection.exec_driver_sql(self._enter)

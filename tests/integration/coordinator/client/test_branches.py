@@ -337,7 +337,7 @@ async def test_a_connection_cancelled_in_its_begin_is_free_or_closed(bank: Bank)
     assert await bank.balance(bank.west_dsn) == 99
 
 
-async def test_a_branch_costs_no_round_trip_more_than_a_plain_transaction(bank: Bank) -> None:
+async def test_a_branch_costs_a_round_trip_less_than_a_plain_transaction(bank: Bank) -> None:
     """Counted at the wire, with SQLAlchemy and with asyncpg; keeping an answer costs none either."""
     async with postgres_proxy(bank.east_dsn) as proxy:
         engine = create_async_engine(
@@ -362,7 +362,8 @@ async def test_a_branch_costs_no_round_trip_more_than_a_plain_transaction(bank: 
                             branch.keep({"kept": True})
                     counted[kind].append(proxy.round_trips - before)
                 await bank.quiet()
-        assert counted["plain"][1:] == counted["branch"][1:] == counted["kept"][1:] == [3, 3]
+        assert counted["plain"][1:] == [3, 3]
+        assert counted["branch"][1:] == counted["kept"][1:] == [2, 2]
         async with pool.acquire() as connection:
             before = proxy.round_trips
             async with connection.transaction():
@@ -372,7 +373,7 @@ async def test_a_branch_costs_no_round_trip_more_than_a_plain_transaction(bank: 
                 before = proxy.round_trips
                 async with bank.coordinator.branch(connection, resource=bank.east):
                     await connection.execute(UPDATE)
-                assert proxy.round_trips - before == plain == 3
+                assert (plain, proxy.round_trips - before) == (3, 2)
         await bank.quiet()
         await engine.dispose()
         pool.terminate()

@@ -33,7 +33,7 @@ from coordinator.client.contrib.http import TransactionalClient
 from coordinator.client.contrib.litestar import NUDGE_PATH, TransactionMiddleware, nudge_route
 from coordinator.protocol.ids import uuid7
 from tests.integration.coordinator.client.proxies import Fate, http_proxy
-from tests.integration.coordinator.client.world import Bank, TcProcess, add_east, add_west, open_bank
+from tests.integration.coordinator.client.world import Bank, TcProcess, add_east, add_west, open_bank, until
 from tests.support.servers import TestPostgres, free_port
 
 
@@ -369,5 +369,10 @@ async def test_a_branch_that_still_runs_at_the_answer_dooms_the_transaction(shop
         async with shop.bank.coordinator.global_transaction("book"):
             await shop.bank.coordinator.run_branch(shop.bank.east, add_east(-10))
             await shop.client.request("POST", "/after/1")
+
+    async def undone() -> bool:
+        return bool(await shop.bank._read(shop.bank.west_dsn, "SELECT FROM at.branch WHERE state = 2"))
+
+    await until(undone, "the late branch was not undone")
     await shop.bank.quiet()
     assert await balances(shop) == (100, 100)

@@ -1,0 +1,179 @@
+"""BEGIN, and what enters the branch, travel with the branch's first statement: one turn to the server less.
+
+asyncpg waits for the answer to BEGIN before it sends the first statement. The server does not ask for that: in the
+extended query protocol (PostgreSQL's "Frontend/Backend Protocol", 3.0, "Pipelining") statements may follow each other
+without an answer between them, and after one that fails everything up to the next Sync is passed over. So when asyncpg
+sends its statement, ours go out right before it, without a Sync of their own: either all of them take effect, or the
+first statement fails with the error of the one before it, and nothing was run outside of the transaction.
+
+asyncpg knows nothing of this. While a transaction waits for its first statement, an `Opening` stands in the place of
+the connection's protocol object; once it is on its way, `_Answers` stands before that object and takes out the answers
+to what asyncpg has not sent. Everything but the execution of a prepared statement opens with a turn of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from asyncpg.exceptions import InterfaceError, PostgresError
+
+PASSIVE = frozenset(
+    {
+        "_get_timeout",
+        "_is_cancelling",
+        "_wait_for_cancellation",
+        "abort",
+        "backend_pid",
+        "backend_secret",
+        "close",
+        "get_record_class",
+        "get_server_pid",
+        "get_settings",
+        "is_closed",
+        "is_connected",
+        "queries_count",
+    }
+)
+"""What asyncpg's connection asks of its protocol without sending a statement. All else opens the transaction first."""
+
+COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY = b"CEZ"
+SYNC = b"S\0\0\0\x04"
+OWN_ANSWERS = b"12CDTn"
+"""Kinds of the messages that answer Parse, Bind and Execute; others in between (notices, parameters) are asyncpg's."""
+
+
+class Opening:
+    """Stands for the `protocol` of a connection whose transaction has not begun on the server.
+
+    `opened` is called, and has to put `protocol` back, before anything is sent.
+    """
+
+    def __init__(self, protocol: Any, transport: Any, begin: str, enter: str, opened: Callable[[], None]) -> None:
+        self.protocol = protocol
+        self.enter = enter
+        self._transport = transport
+        self._begin = begin
+        self._opened = opened
+
+    def is_in_transaction(self) -> bool:
+        """For asyncpg it has begun."""
+        return True
+
+    async def query(self, query: str, timeout: float | None) -> Any:
+        """A simple query may hold several statements, so ours stand before it."""
+        self._opened()
+        return await self.protocol.query(f"{self._begin};{self.enter};{query}", timeout)
+
+    async def bind_execute(self, *arguments: Any, **options: Any) -> Any:
+        """Sends ours right before the execution of a prepared statement."""
+        self._opened()
+        if self.protocol._is_cancelling():
+            # It would wait before it sends, and might be given up there.
+            await self.protocol.query(f"{self._begin};{self.enter};", None)
+            return await self.protocol.bind_execute(*arguments, **options)
+        answers = _Answers(self.protocol, self._transport)
+        self._transport.set_protocol(answers)
+        self._transport.write(_statement(self._begin) + _pipelined(self.enter))
+        try:
+            return await self.protocol.bind_execute(*arguments, **options)
+        except TimeoutError:
+            raise
+        except Exception:
+            if answers.untouched and self.protocol.is_connected() and not self._transport.is_closing():
+                # Its arguments did not fit, and it was never sent. Sync brings the answers to ours, and what asyncpg
+                # hears of the next query tells it that there is a transaction.
+                answers.until_ready = True
+                self._transport.write(SYNC)
+                with contextlib.suppress(InterfaceError, PostgresError):
+                    await self.protocol.query("SELECT", None)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.protocol, name)
+        if name in PASSIVE:
+            return found
+
+        async def after_opening(*arguments: Any, **options: Any) -> Any:
+            self._opened()
+            await self.protocol.query(f"{self._begin};{self.enter};", None)
+            return await found(*arguments, **options)
+
+        return after_opening
+
+
+class _Answers(asyncio.Protocol):
+    """Reads for `protocol` until two statements are answered, or one has failed; it does not hear of their answers.
+
+    With `until_ready`, until the server is ready again, whatever it says before.
+    """
+
+    def __init__(self, protocol: Any, transport: Any) -> None:
+        self.untouched = True
+        self.until_ready = False
+        self._protocol = protocol
+        self._transport = transport
+        self._left = 2
+        self._kept = b""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.untouched = False
+        data = self._kept + data if self._kept else data
+        start = 0
+        while self._left and len(data) >= start + 5:
+            end = start + 1 + int.from_bytes(data[start + 1 : start + 5], "big")
+            if len(data) < end:
+                break
+            kind = data[start]
+            if self.until_ready:
+                self._left = kind != READY_FOR_QUERY
+            elif kind == ERROR_RESPONSE:
+                self._left = 0
+                break
+            elif kind == COMMAND_COMPLETE:
+                self._left -= 1
+            elif kind not in OWN_ANSWERS:
+                self._protocol.data_received(data[start:end])
+            start = end
+        if self._left:
+            self._kept = data[start:]
+            return
+        self._transport.set_protocol(self._protocol)
+        if start < len(data):
+            self._protocol.data_received(data[start:])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._protocol.resume_writing()
+
+
+def _pipelined(statement: str) -> bytes:
+    """Parse, Bind and Execute of a statement that has neither name nor parameters, without Sync."""
+    text = statement.encode()
+    return b"".join(
+        (
+            b"P",
+            (len(text) + 8).to_bytes(4, "big"),
+            b"\0",
+            text,
+            b"\0\0\0",
+            b"B\0\0\0\x0c\0\0\0\0\0\0\0\0",
+            b"E\0\0\0\x09\0\0\0\0\0",
+        )
+    )
+
+
+_statement = lru_cache(maxsize=64)(_pipelined)
+"""BEGIN comes in few forms."""
