@@ -192,8 +192,8 @@ class BranchRunner:
         return ref
 
     @staticmethod
-    def _enter(scope: Scope, ref: BranchRef) -> str:
-        return at.enter_sql(scope.xid, BranchId(ref.branch), scope.deadline)
+    def _enter(scope: Scope, ref: BranchRef) -> at.Entering:
+        return at.entering(scope.xid, BranchId(ref.branch), scope.deadline)
 
     def _patience(self, settler: Settler, scope: Scope | None, until_s: float) -> Patience:
         around = Surroundings(self._transport, settler, self._local, self._clock, self._dice)

@@ -23,8 +23,9 @@ from typing import Any
 import asyncpg
 from asyncpg.exceptions import InFailedSQLTransactionError, InterfaceError, PostgresError
 
-from coordinator.client.opening import Opening
+from coordinator.client.opening import Opening, Prepared
 from coordinator.protocol.errors import BranchRefused
+from coordinator.resource import Entering
 
 ENDED_INSIDE = "the branch's local transaction was ended inside the branch; what comes later is not part of it"
 
@@ -43,24 +44,25 @@ ABANDON_TIMEOUT_S = 2.0
 class BranchConnection(asyncpg.Connection):
     """An asyncpg connection that can fold a branch's first and last statement into BEGIN and COMMIT."""
 
-    __slots__ = ("_at_enter", "_at_entered", "_at_keep", "_at_later", "_at_opening", "_at_rolled_back")
+    __slots__ = ("_at_enter", "_at_entered", "_at_keep", "_at_later", "_at_opening", "_at_prepared", "_at_rolled_back")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._at_enter: str | None = None
+        self._at_enter: Entering | None = None
         self._at_keep: str | None = None
         self._at_later = False
         self._at_opening: Opening | None = None
+        self._at_prepared = Prepared()
         self._at_entered = False
         self._at_rolled_back = False
 
-    def fold_enter(self, statement: str, *, later: bool = False) -> None:
-        """The next BEGIN carries `statement`. Until `unfold`, a further BEGIN raises BranchRefused.
+    def fold_enter(self, enter: Entering, *, later: bool = False) -> None:
+        """The next BEGIN carries `enter`. Until `unfold`, a further BEGIN raises BranchRefused.
 
         With `later`, both are sent with the first statement after BEGIN, which then raises what is wrong with them; a
         COMMIT or ROLLBACK before that sends nothing.
         """
-        self._at_enter = statement
+        self._at_enter = enter
         self._at_later = later
         self._at_entered = self._at_rolled_back = False
         self._at_keep = None
@@ -91,10 +93,12 @@ class BranchConnection(asyncpg.Connection):
                 raise BranchRefused(ENDED_INSIDE)
             begin, enter, self._at_enter = query.rstrip("; "), self._at_enter, None
             if self._at_later:
-                self._at_opening = Opening(self._protocol, self._transport, begin, enter, self._opened)
+                self._at_opening = Opening(
+                    self._protocol, self._transport, self._at_prepared, self._opened, begin, enter
+                )
                 self._protocol = self._at_opening
                 return "BEGIN"
-            done = await self._execute_or_abandon(f"{begin};{enter};", timeout)
+            done = await self._execute_or_abandon(f"{begin};{enter.sql};", timeout)
             self._at_entered = True
             return done
         if self._at_opening is not None and (

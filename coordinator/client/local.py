@@ -19,6 +19,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.protocol.errors import BranchRefused
+from coordinator.resource import Entering
 
 CLEAN_UP_TIMEOUT_S = 5.0
 """How long a local rollback may take before its connection is left to its pool to drop."""
@@ -36,7 +37,7 @@ class LocalTransaction(Protocol):
         """What the application works with: the AsyncSession or the asyncpg connection."""
         ...
 
-    async def begin(self, enter: str | None, *, later: bool) -> None:
+    async def begin(self, enter: Entering | None, *, later: bool) -> None:
         """Starts it; `enter` is the statement that enters a branch, sent with BEGIN or as a statement of its own.
 
         A session sends BEGIN only with its first statement, a connection where `later` says so. Raises BranchRefused.
@@ -111,7 +112,7 @@ class AsyncpgTransaction:
         """The connection."""
         return self._connection
 
-    async def begin(self, enter: str | None, *, later: bool) -> None:
+    async def begin(self, enter: Entering | None, *, later: bool) -> None:
         """Sends BEGIN at once or with the first statement, with `enter` folded in where the connection can."""
         if self._connection.is_in_transaction():
             raise BranchRefused("the connection is in a transaction already; a branch is a whole local transaction")
@@ -124,7 +125,7 @@ class AsyncpgTransaction:
             await self._transaction.start()
         else:
             await self._transaction.start()
-            await self._connection.execute(enter)
+            await self._connection.execute(enter.sql)
             self._entered = True
 
     async def prepare(self, keep: str | None) -> None:

@@ -6,6 +6,9 @@ without an answer between them, and after one that fails everything up to the ne
 sends its statement, ours go out right before it, without a Sync of their own: either all of them take effect, or the
 first statement fails with the error of the one before it, and nothing was run outside of the transaction.
 
+Ours are prepared once a connection, under names of their own. Where the server has lost them, or knows them from
+somebody else (a pooler between us and it), the transaction begins again by a simple query, and so from then on.
+
 asyncpg knows nothing of this. While a transaction waits for its first statement, an `Opening` stands in the place of
 the connection's protocol object; once it is on its way, `_Answers` stands before that object and takes out the answers
 to what asyncpg has not sent. Everything but the execution of a prepared statement opens with a turn of its own.
@@ -15,11 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from asyncpg.exceptions import InterfaceError, PostgresError
+from asyncpg.exceptions import (
+    DuplicatePreparedStatementError,
+    InterfaceError,
+    InvalidSQLStatementNameError,
+    PostgresError,
+)
+
+from coordinator.resource import Entering
 
 PASSIVE = frozenset(
     {
@@ -41,9 +50,33 @@ PASSIVE = frozenset(
 """What asyncpg's connection asks of its protocol without sending a statement. All else opens the transaction first."""
 
 COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY = b"CEZ"
+EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
 SYNC = b"S\0\0\0\x04"
 OWN_ANSWERS = b"12CDTn"
 """Kinds of the messages that answer Parse, Bind and Execute; others in between (notices, parameters) are asyncpg's."""
+
+
+class Prepared:
+    """The names of the statements that we have prepared on one connection."""
+
+    def __init__(self) -> None:
+        self.usable = True
+        self._names: dict[str, bytes] = {}
+        self._made = 0
+
+    def messages(self, statement: str, arguments: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+        """Bind and Execute, after Parse where there is no such statement yet; those that will be there then."""
+        name = self._names.get(statement)
+        if name is not None:
+            return _bound(name, arguments), {}
+        self._made += 1
+        name = b"at_%d" % self._made
+        parse = _message(b"P", name + b"\0" + statement.encode() + b"\0\0\0")
+        return parse + _bound(name, arguments), {statement: name}
+
+    def keep(self, names: dict[str, bytes]) -> None:
+        """The server has them now."""
+        self._names.update(names)
 
 
 class Opening:
@@ -52,12 +85,21 @@ class Opening:
     `opened` is called, and has to put `protocol` back, before anything is sent.
     """
 
-    def __init__(self, protocol: Any, transport: Any, begin: str, enter: str, opened: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        protocol: Any,
+        transport: Any,
+        prepared: Prepared,
+        opened: Callable[[], None],
+        begin: str,
+        enter: Entering,
+    ) -> None:
         self.protocol = protocol
         self.enter = enter
         self._transport = transport
-        self._begin = begin
+        self._prepared = prepared
         self._opened = opened
+        self._begin = begin
 
     def is_in_transaction(self) -> bool:
         """For asyncpg it has begun."""
@@ -66,22 +108,30 @@ class Opening:
     async def query(self, query: str, timeout: float | None) -> Any:
         """A simple query may hold several statements, so ours stand before it."""
         self._opened()
-        return await self.protocol.query(f"{self._begin};{self.enter};{query}", timeout)
+        return await self.protocol.query(f"{self._begin};{self.enter.sql};{query}", timeout)
 
     async def bind_execute(self, *arguments: Any, **options: Any) -> Any:
         """Sends ours right before the execution of a prepared statement."""
         self._opened()
-        if self.protocol._is_cancelling():
-            # It would wait before it sends, and might be given up there.
-            await self.protocol.query(f"{self._begin};{self.enter};", None)
+        if not self._prepared.usable or self.protocol._is_cancelling():
+            # Who waits for a cancellation before it sends might be given up there.
+            await self.protocol.query(f"{self._begin};{self.enter.sql};", None)
             return await self.protocol.bind_execute(*arguments, **options)
+        begin, begin_name = self._prepared.messages(self._begin, ())
+        enter, enter_name = self._prepared.messages(self.enter.statement, self.enter.arguments)
         answers = _Answers(self.protocol, self._transport)
         self._transport.set_protocol(answers)
-        self._transport.write(_statement(self._begin) + _pipelined(self.enter))
+        self._transport.write(begin + enter)
         try:
-            return await self.protocol.bind_execute(*arguments, **options)
+            result = await self.protocol.bind_execute(*arguments, **options)
         except TimeoutError:
             raise
+        except (InvalidSQLStatementNameError, DuplicatePreparedStatementError):
+            if not answers.failed:
+                raise
+            self._prepared.usable = False
+            await self.protocol.query(f"ROLLBACK;{self._begin};{self.enter.sql};", None)
+            return await self.protocol.bind_execute(*arguments, **options)
         except Exception:
             if answers.untouched and self.protocol.is_connected() and not self._transport.is_closing():
                 # Its arguments did not fit, and it was never sent. Sync brings the answers to ours, and what asyncpg
@@ -91,6 +141,8 @@ class Opening:
                 with contextlib.suppress(InterfaceError, PostgresError):
                     await self.protocol.query("SELECT", None)
             raise
+        self._prepared.keep(begin_name | enter_name)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.protocol, name)
@@ -99,7 +151,7 @@ class Opening:
 
         async def after_opening(*arguments: Any, **options: Any) -> Any:
             self._opened()
-            await self.protocol.query(f"{self._begin};{self.enter};", None)
+            await self.protocol.query(f"{self._begin};{self.enter.sql};", None)
             return await found(*arguments, **options)
 
         return after_opening
@@ -113,6 +165,7 @@ class _Answers(asyncio.Protocol):
 
     def __init__(self, protocol: Any, transport: Any) -> None:
         self.untouched = True
+        self.failed = False
         self.until_ready = False
         self._protocol = protocol
         self._transport = transport
@@ -133,6 +186,7 @@ class _Answers(asyncio.Protocol):
                 self._left = kind != READY_FOR_QUERY
             elif kind == ERROR_RESPONSE:
                 self._left = 0
+                self.failed = True
                 break
             elif kind == COMMAND_COMPLETE:
                 self._left -= 1
@@ -159,21 +213,19 @@ class _Answers(asyncio.Protocol):
         self._protocol.resume_writing()
 
 
-def _pipelined(statement: str) -> bytes:
-    """Parse, Bind and Execute of a statement that has neither name nor parameters, without Sync."""
-    text = statement.encode()
-    return b"".join(
+def _message(kind: bytes, body: bytes) -> bytes:
+    return b"%b%b%b" % (kind, (len(body) + 4).to_bytes(4, "big"), body)
+
+
+def _bound(name: bytes, arguments: Sequence[str]) -> bytes:
+    """Bind with its arguments as text, and Execute, both of the portal without a name; no Sync."""
+    values = [argument.encode() for argument in arguments]
+    body = b"".join(
         (
-            b"P",
-            (len(text) + 8).to_bytes(4, "big"),
-            b"\0",
-            text,
-            b"\0\0\0",
-            b"B\0\0\0\x0c\0\0\0\0\0\0\0\0",
-            b"E\0\0\0\x09\0\0\0\0\0",
+            b"\0%b\0\0\0" % name,
+            len(values).to_bytes(2, "big"),
+            *(len(value).to_bytes(4, "big") + value for value in values),
+            b"\0\0",
         )
     )
-
-
-_statement = lru_cache(maxsize=64)(_pipelined)
-"""BEGIN comes in few forms."""
+    return _message(b"B", body) + EXECUTE

@@ -14,6 +14,7 @@ from sqlalchemy.orm import SessionTransaction as OrmTransaction
 from coordinator.client.connections import ENDED_INSIDE, STILL_INSIDE
 from coordinator.client.local import WRITTEN_BEFORE, folds, sheltered
 from coordinator.protocol.errors import BranchRefused
+from coordinator.resource import Entering
 
 _HAS_WRITTEN = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 
@@ -37,7 +38,7 @@ class SessionTransaction:
     def __init__(self, session: AsyncSession, *, owned: bool) -> None:
         self._session = session
         self._owned = owned
-        self._enter: str | None = None
+        self._enter: Entering | None = None
         self._driver: Any = None
         self._folds = False
         self._entered = False
@@ -48,7 +49,7 @@ class SessionTransaction:
         """The session."""
         return self._session
 
-    async def begin(self, enter: str | None, *, later: bool) -> None:
+    async def begin(self, enter: Entering | None, *, later: bool) -> None:
         """Prepares the session's connection to enter the branch with BEGIN.
 
         A session that has only read before may go on; one that has written is refused with BranchRefused.
@@ -64,13 +65,13 @@ class SessionTransaction:
         if driver.is_in_transaction():
             if await driver.fetchval(_HAS_WRITTEN):
                 raise BranchRefused(WRITTEN_BEFORE)
-            await self._run(enter)
+            await self._run(enter.sql)
             self._entered = True
         elif folds(driver):
             driver.fold_enter(enter, later=True)
             self._folds = True
         else:
-            await self._run(enter)
+            await self._run(enter.sql)
             self._entered = True
 
     def enter_on(self, connection: Connection) -> None:
@@ -83,7 +84,7 @@ class SessionTransaction:
             driver.fold_enter(self._enter, later=True)
             self._folds = True
         else:
-            connection.exec_driver_sql(self._enter)
+            connection.exec_driver_sql(self._enter.sql)
             self._entered = True
 
     async def prepare(self, keep: str | None) -> None:

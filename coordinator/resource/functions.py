@@ -7,6 +7,7 @@ branch's, the others are units of their own outside any. Errors are asyncpg's; `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,14 +70,28 @@ class LockedRow:
     after: dict[str, Any] | None
 
 
-def enter_sql(xid: UUID, branch_id: UUID, deadline: datetime) -> str:
-    """The statement that makes the current local transaction a branch, for sending together with BEGIN.
+@dataclass(frozen=True, slots=True)
+class Entering:
+    """A statement to be sent together with BEGIN: with places ($1, ...) for its `arguments`, which are texts."""
+
+    statement: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def sql(self) -> str:
+        """The same with the arguments written into it. They are quoted as they are: nothing in them may need more."""
+        return re.sub(r"\$(\d+)", lambda place: f"'{self.arguments[int(place[1]) - 1]}'", self.statement)
+
+
+def entering(xid: UUID, branch_id: UUID, deadline: datetime) -> Entering:
+    """What makes the current local transaction a branch.
 
     Raises ValueError for a deadline without a time zone: the server would read it in its own.
     """
     if deadline.tzinfo is None:
         raise ValueError(f"the deadline {deadline.isoformat()} has no time zone")
-    return f"SELECT at.enter('{xid.int:032x}', '{branch_id.int:032x}', '{deadline.isoformat()}'::timestamptz)"
+    arguments = (f"{xid.int:032x}", f"{branch_id.int:032x}", deadline.isoformat())
+    return Entering("SELECT at.enter($1, $2, $3)", arguments)
 
 
 async def enter(connection: Connection, xid: UUID, branch_id: UUID, deadline: datetime) -> None:

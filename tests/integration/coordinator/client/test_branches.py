@@ -30,6 +30,7 @@ from coordinator.client import (
 )
 from coordinator.client.context import Participant, bound
 from coordinator.protocol.ids import BranchId, Xid, uuid7
+from coordinator.resource import Entering
 from tests.integration.coordinator.client.proxies import postgres_proxy
 from tests.integration.coordinator.client.world import Bank, add_east, add_west
 
@@ -316,7 +317,7 @@ async def test_a_connection_cancelled_in_its_begin_is_free_or_closed(bank: Bank)
     """The server had opened the transaction before the folded statement was cancelled; nobody inherits it."""
     for turns in (0, 1, 5, 20):
         connection = await asyncpg.connect(bank.west_dsn, connection_class=BranchConnection)
-        connection.fold_enter("SELECT pg_sleep(60)")
+        connection.fold_enter(Entering("SELECT pg_sleep(60)"))
         beginning = asyncio.create_task(connection.transaction().start())
         await asyncio.sleep(0.05)
         for _ in range(2 if turns else 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,9 @@ import pytest
 import uvloop
 
 from coordinator.client import BranchConnection
-from coordinator.client.opening import Opening, _Answers
+from coordinator.client.opening import Opening, Prepared, _Answers
 from coordinator.protocol.ids import uuid7
-from coordinator.resource import enter_sql
+from coordinator.resource import Entering, entering
 from tests.integration.coordinator.client.proxies import postgres_proxy
 from tests.integration.coordinator.client.world import Bank
 from tests.support.certificates import self_signed
@@ -28,10 +29,10 @@ UPDATE = "UPDATE account SET balance = balance - $1 WHERE id = 1"
 IN_BRANCH = "SELECT coalesce(current_setting('at.branch', true), '') <> ''"
 
 
-def enter(seconds: float = 60) -> str:
+def enter(seconds: float = 60) -> Entering:
     """Enters a branch of a transaction of its own."""
     xid = uuid7(int(datetime.now(UTC).timestamp() * 1000))
-    return enter_sql(xid, uuid.uuid4(), datetime.now(UTC) + timedelta(seconds=seconds))
+    return entering(xid, uuid.uuid4(), datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ async def connection(bank: Bank) -> AsyncIterator[Any]:
     connection.terminate()
 
 
-async def begin(connection: Any, statement: str | None = None) -> Any:
+async def begin(connection: Any, statement: Entering | None = None) -> Any:
     """A transaction that will enter a branch with its first statement."""
     connection.fold_enter(statement or enter(), later=True)
     transaction = connection.transaction()
@@ -114,7 +115,7 @@ async def test_a_branch_that_may_not_be_entered_fails_its_first_statement_which_
 async def test_a_begin_that_fails_lets_nothing_run_outside_of_a_transaction(bank: Bank, connection: Any) -> None:
     """The worst that a pipeline could do is to commit the first statement by itself."""
     connection._protocol = Opening(
-        connection._protocol, connection._transport, "BEGIN NONSENSE", enter(), connection._opened
+        connection._protocol, connection._transport, Prepared(), connection._opened, "BEGIN NONSENSE", enter()
     )
     connection._at_opening = connection._protocol
     with pytest.raises(asyncpg.PostgresSyntaxError):
@@ -136,6 +137,38 @@ async def test_arguments_that_do_not_fit_leave_a_transaction_that_can_be_ended(
         assert connection.is_in_transaction()
         await getattr(transaction, ends)()
         assert await spotless(connection)
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [["", "DEALLOCATE at_1"], ["", "DEALLOCATE at_2"], ["PREPARE at_1 AS SELECT 1"], ["PREPARE at_2 AS SELECT 2"]],
+)
+async def test_names_that_the_server_has_lost_or_has_from_another_cost_a_turn_and_nothing_else(
+    connection: Any, meanwhile: list[str]
+) -> None:
+    """A pooler between us and the server gives us other people's sessions."""
+    for before in (*meanwhile, "", ""):
+        await connection.execute(before or "SELECT")
+        transaction = await begin(connection)
+        assert await connection.fetchval(IN_BRANCH)
+        await transaction.commit()
+        assert connection.unfold()
+    assert not connection._at_prepared.usable
+    assert await spotless(connection)
+
+
+async def test_our_statements_are_prepared_once(connection: Any) -> None:
+    """However many branches there are; only one that was refused has them prepared anew."""
+    for seconds in (-1, 60, 60, -1, 60):
+        transaction = await begin(connection, enter(seconds))
+        try:
+            await connection.execute(UPDATE, 0)
+            await transaction.commit()
+        except asyncpg.PostgresError:
+            await transaction.rollback()
+        connection.unfold()
+    names = await connection.fetch("SELECT statement FROM pg_prepared_statements WHERE starts_with(name, 'at_')")
+    assert Counter(row["statement"] for row in names) == {"BEGIN": 2, "SELECT at.enter($1, $2, $3)": 2}
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
@@ -213,7 +246,7 @@ async def test_a_notice_of_the_entering_reaches_its_listener(connection: Any) ->
     """Only the answers to our statements are taken out."""
     heard: list[str] = []
     connection.add_log_listener(lambda _, message: heard.append(message.message))
-    transaction = await begin(connection, "DO $$ BEGIN RAISE NOTICE 'in between'; END $$")
+    transaction = await begin(connection, Entering("DO $$ BEGIN RAISE NOTICE 'in between'; END $$"))
     assert await connection.execute(UPDATE, 0) == "UPDATE 1"
     await transaction.commit()
     await asyncio.sleep(0)
@@ -294,7 +327,7 @@ def test_the_pipeline_works_on_every_loop_and_over_tls(
         await connection.execute("CREATE TEMP TABLE kept (n int)")
         insert = await connection.prepare("INSERT INTO kept SELECT $1::int WHERE $2")
         for n in range(3):
-            connection.fold_enter(f"SET LOCAL at.branch = '{n}'", later=True)
+            connection.fold_enter(Entering("SELECT set_config('at.branch', $1, true)", (str(n),)), later=True)
             async with connection.transaction():
                 await insert.fetch(n, True)
                 assert await connection.fetchval("SELECT current_setting('at.branch')") == str(n)

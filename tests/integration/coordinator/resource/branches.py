@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from coordinator.resource import enter_sql
+from coordinator.resource import entering
 
 WAIT_S = 10.0
 """Longest wait for another session to reach a lock."""
@@ -31,7 +31,7 @@ async def branch(
     """One local transaction as a branch of `xid`; yields its branch id."""
     chosen = branch_id or uuid4()
     async with connection.transaction(isolation=isolation):
-        await connection.execute(enter_sql(xid, chosen, in_a_minute()))
+        await connection.execute(entering(xid, chosen, in_a_minute()).sql)
         yield chosen
 
 

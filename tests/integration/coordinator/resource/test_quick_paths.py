@@ -10,7 +10,7 @@ import pytest
 from asyncpg.exceptions import PostgresError
 
 from coordinator.protocol.errors import BranchAborted, DeadlinePassed
-from coordinator.resource import enter_sql, forget, install, translate, undo
+from coordinator.resource import entering, forget, install, translate, undo
 from tests.integration.coordinator.resource.branches import branch, in_a_minute, run_branch
 
 TRAP = """
@@ -65,11 +65,11 @@ async def test_entering_looks_nothing_up_on_the_callers_search_path(bank: asyncp
         await run_branch(bank, undone, "SELECT")
     assert isinstance(translate(refused.value), BranchAborted)
     with pytest.raises(PostgresError) as passed:
-        await bank.execute(enter_sql(late, uuid4(), datetime.now(UTC) - timedelta(seconds=1)))
+        await bank.execute(entering(late, uuid4(), datetime.now(UTC) - timedelta(seconds=1)).sql)
     assert isinstance(translate(passed.value), DeadlinePassed)
     with pytest.raises(PostgresError, match="is a branch of"):
         await bank.execute(
-            f"BEGIN; {enter_sql(fine, uuid4(), in_a_minute())}; {enter_sql(late, uuid4(), in_a_minute())}"
+            f"BEGIN; {entering(fine, uuid4(), in_a_minute()).sql}; {entering(late, uuid4(), in_a_minute()).sql}"
         )
     await bank.execute("ROLLBACK")
     async with branch(bank, fine):

@@ -17,7 +17,7 @@ from coordinator.protocol.errors import (
     UnmanagedTable,
 )
 from coordinator.protocol.statuses import BranchState
-from coordinator.resource import enter_sql, find_postgres_error, repeated_state, translate
+from coordinator.resource import entering, find_postgres_error, repeated_state, translate
 
 XID = UUID("0190f3c5-7a10-7000-8000-000000000001")
 BRANCH = UUID("0190f3c5-7a10-7000-8000-000000000002")
@@ -91,11 +91,11 @@ def test_a_chain_without_end_is_given_up() -> None:
     assert find_postgres_error(one) is None
 
 
-def test_enter_sql_is_one_statement_with_a_zoned_deadline() -> None:
+def test_entering_is_one_statement_with_a_zoned_deadline() -> None:
     """It can be sent together with BEGIN; a deadline without a zone would be read in the server's."""
     deadline = datetime(2026, 11, 23, 12, tzinfo=UTC)
-    assert enter_sql(XID, BRANCH, deadline) == (
-        f"SELECT at.enter('{XID.hex}', '{BRANCH.hex}', '2026-11-23T12:00:00+00:00'::timestamptz)"
-    )
+    enter = entering(XID, BRANCH, deadline)
+    assert enter.statement == "SELECT at.enter($1, $2, $3)"
+    assert enter.sql == f"SELECT at.enter('{XID.hex}', '{BRANCH.hex}', '2026-11-23T12:00:00+00:00')"
     with pytest.raises(ValueError, match="time zone"):
-        enter_sql(XID, BRANCH, deadline.replace(tzinfo=None))
+        entering(XID, BRANCH, deadline.replace(tzinfo=None))
