@@ -13,14 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import json
-import os
-import platform
 import random
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -49,7 +44,8 @@ from coordinator.client import (  # noqa: E402
     branch_connect_args,
 )
 from coordinator.resource import install  # noqa: E402
-from tests.support.servers import free_port, postgres_server  # noqa: E402
+from tests.support.benchmarks import DURABLE, report, start_coordinator  # noqa: E402
+from tests.support.servers import postgres_server  # noqa: E402
 
 ROUNDS = 7
 ROUND_S = 1.5
@@ -74,43 +70,6 @@ UPDATE = text("UPDATE account SET balance = balance + :amount WHERE id = :id")
 RAW_UPDATE = "UPDATE account SET balance = balance + $2 WHERE id = $1"
 
 Transfer = Callable[[int, int], Awaitable[None]]
-
-
-def start_coordinator(dsn: str, folder: Path, keys: dict[str, SigningKey]) -> tuple[subprocess.Popen[bytes], str]:
-    """The coordinator in a process of its own; returns when it is ready."""
-    (folder / "keys.json").write_text(json.dumps({"keys": [key.public_jwk() for key in keys.values()]}))
-    (folder / "coordinator.jwk").write_text(keys["coordinator"].private_jwk())
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "coordinator.tc"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PAWSTAY_DATABASE_URL": dsn,
-            "PAWSTAY_KEY_FILE": str(folder / "coordinator.jwk"),
-            "PAWSTAY_KEYS_FILE": str(folder / "keys.json"),
-            "PAWSTAY_PORT": str(port),
-            "PAWSTAY_LOG_LEVEL": "WARNING",
-        },
-    )
-    for _ in range(200):
-        if is_ready(port):
-            return process, f"http://127.0.0.1:{port}"
-        time.sleep(0.1)
-    process.kill()
-    raise RuntimeError("the coordinator did not become ready")
-
-
-def is_ready(port: int) -> bool:
-    """Whether the coordinator on this port says that it is ready."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-    try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def engine_of(dsn: str, size: int) -> AsyncEngine:
@@ -331,7 +290,7 @@ async def measure() -> dict[str, Any]:
     """Starts everything, measures, stops everything."""
     dice = random.Random(20261123)
     keys = {name: SigningKey.generate(name) for name in ("coordinator", "bank")}
-    durable = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "256MB", "max_prepared_transactions": "64"}
+    durable = {**DURABLE, "max_prepared_transactions": "64"}
     with postgres_server(**durable) as server, tempfile.TemporaryDirectory() as folder:
         for name in ("bank_a", "bank_b", "coordinator", "decisions"):
             server.create_database(name)
@@ -375,13 +334,7 @@ async def measure() -> dict[str, Any]:
 
 def main() -> None:
     """Prints the benchmark's object."""
-    figures = uvloop.run(measure())  # as uvicorn runs the services
-    machine = f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}, {platform.system()}"
-    print(
-        json.dumps(
-            {"name": "global-transaction", "figures": figures, "goals": GOALS, "runs": ROUNDS, "machine": machine}
-        )
-    )
+    report("global-transaction", uvloop.run(measure()), GOALS, ROUNDS)  # uvloop: as uvicorn runs the services
 
 
 if __name__ == "__main__":
