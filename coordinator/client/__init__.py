@@ -10,6 +10,7 @@ from coordinator.client.connections import BranchConnection, branch_connect_args
 from coordinator.client.context import Participant, Scope, current
 from coordinator.client.coordinator import Coordinator
 from coordinator.client.errors import CallFailed, CallNotSent, CallOutcomeUnknown
+from coordinator.client.reads import committed, lock
 from coordinator.client.resources import Resource
 from coordinator.client.transactions import GlobalTransaction, Propagation, Transaction
 from coordinator.protocol.errors import (
@@ -65,6 +66,8 @@ __all__ = [
     "UnmanagedTable",
     "Xid",
     "branch_connect_args",
+    "committed",
     "current",
+    "lock",
     "read_key_set",
 ]

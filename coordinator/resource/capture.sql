@@ -130,7 +130,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Statements that stop a plain writer at a locked key. Above READ COMMITTED its snapshot may be older than the lock,
--- while the unique index of the undo table shows every row: trying to insert the key there raises 40001.
+-- while the unique index of the undo table shows every row: trying to insert the key there raises 40001. Of a row that
+-- was there before PostgreSQL does so itself, unless the holder only locked it: the sequence, which knows no snapshots,
+-- tells whether at.lock was ever used here. (The writer holds the row: a lock before it is through, one after it waits.)
 CREATE OR REPLACE FUNCTION at.plain_check(relation regclass, operation text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format($f$    IF EXISTS (SELECT FROM %1$s) THEN
@@ -144,16 +146,25 @@ $f$, at.undo_table(relation), concat_ws(' UNION ALL ',
             at.undo_table(relation), at.key_match(relation, 'at_l', 'at_o')) END,
         CASE WHEN operation <> 'delete' THEN format('SELECT at_l.xid FROM at_new at_n JOIN %s at_l ON %s',
             at.undo_table(relation), at.key_match(relation, 'at_l', 'at_n')) END), relation::text)
-    || CASE WHEN operation = 'delete' THEN '' ELSE format(
-$f$    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-      INSERT INTO %1$s (%2$s, xid)
-        SELECT %3$s, at__nobody FROM at_new at_n %4$s
+    || CASE WHEN operation = 'delete' THEN '' ELSE format($f$    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+%s    END IF;
+$f$, at.probe(relation, format('SELECT %s, at__nobody FROM at_new at_n %s', at.key_list(relation, 'at_n.%1$I'),
+        CASE WHEN operation = 'update' THEN format('WHERE NOT EXISTS (SELECT FROM at_old at_o WHERE %s)',
+            at.key_match(relation, 'at_o', 'at_n')) ELSE '' END))) END
+    || CASE WHEN operation = 'insert' THEN '' ELSE format($f$    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
+       AND (SELECT is_called FROM at.lock_used) THEN
+%s    END IF;
+$f$, at.probe(relation, format('SELECT %s, at__nobody FROM at_old at_o', at.key_list(relation, 'at_o.%1$I')))) END;
+$$;
+
+-- Tries to insert keys into the undo table, and takes them out again.
+CREATE OR REPLACE FUNCTION at.probe(relation regclass, keys text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format($f$      INSERT INTO %1$s (%2$s, xid)
+        %3$s
         ON CONFLICT DO NOTHING;
       DELETE FROM %1$s WHERE xid = at__nobody;
-    END IF;
-$f$, at.undo_table(relation), at.key_list(relation, '%2$I'), at.key_list(relation, 'at_n.%1$I'),
-        CASE WHEN operation = 'update' THEN format('WHERE NOT EXISTS (SELECT FROM at_old at_o WHERE %s)',
-            at.key_match(relation, 'at_o', 'at_n')) ELSE '' END) END;
+$f$, at.undo_table(relation), at.key_list(relation, '%2$I'), keys);
 $$;
 
 -- The columns of a unique index in a subquery over rows `source` (which names the table's columns): at__u1, at__u2, ...

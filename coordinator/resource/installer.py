@@ -19,6 +19,7 @@ SCRIPTS = (
     "phase_two.sql",
     "capture.sql",
     "settling.sql",
+    "reads.sql",
     "registry.sql",
     "upkeep.sql",
 )

@@ -218,6 +218,7 @@ BEGIN
         'delete', at.capture_body(p_relation, 'delete'), 'truncate', at.truncate_body(p_relation));
     mark := md5(bodies::text || at.compare_statement(p_relation) || at.update_statement(p_relation)
                 || at.verify_statement(p_relation) || at.insert_statement(p_relation)
+                || at.lock_records_body(p_relation) || at.lock_body(p_relation) || at.committed_body(p_relation)
                 || (SELECT fingerprint FROM at.installed));
     IF mark = (SELECT fingerprint FROM at.managed WHERE relation = p_relation) THEN
         PERFORM at.cover_partitions(p_relation);
@@ -230,6 +231,7 @@ BEGIN
         EXECUTE format('REVOKE ALL ON FUNCTION at.%I() FROM PUBLIC', at.name_of(base || ':' || operation));
     END LOOP;
     PERFORM at.write_statements(p_relation);
+    PERFORM at.write_reads(p_relation);
     UPDATE at.managed SET fingerprint = mark WHERE relation = p_relation;
     PERFORM at.cover_partitions(p_relation);
     PERFORM at.grant_undo_table(p_relation);

@@ -56,6 +56,7 @@ BEGIN
     FOREACH operation IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
         EXECUTE format('DROP FUNCTION IF EXISTS at.%I()', at.name_of(base || ':' || operation));
     END LOOP;
+    PERFORM at.drop_reads(relation);
     EXECUTE format('DROP TABLE at.%I', base);
     FOR member IN SELECT * FROM at.tree(relation) LOOP
         PERFORM at.guard(member);
@@ -119,15 +120,20 @@ BEGIN
 END
 $$;
 
--- What every role that takes part may do: call the protocol, and see which keys are locked (not the images).
+-- What every role that takes part may do: call the protocol, and see which keys are locked and, for the committed read,
+-- their before images.
 CREATE OR REPLACE FUNCTION at.grant_undo_table(p_relation regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     granted name;
+    signature text;
 BEGIN
     FOR granted IN SELECT role_name FROM at.role_grant LOOP
-        EXECUTE format('GRANT SELECT (%s, xid, branch_id) ON %s TO %I', at.key_list(p_relation, '%2$I'),
+        EXECUTE format('GRANT SELECT (%s, xid, branch_id, before) ON %s TO %I', at.key_list(p_relation, '%2$I'),
                        at.undo_table(p_relation), granted);
+        FOREACH signature IN ARRAY at.read_signatures(p_relation) LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', signature, granted);
+        END LOOP;
     END LOOP;
 END
 $$;
@@ -144,6 +150,7 @@ BEGIN
             'enter(uuid, uuid, timestamptz)', 'keep(jsonb)', 'forget(uuid[], uuid[])', 'undo(uuid, uuid[])',
             'unsettled(int)', 'states(uuid)', 'locks(uuid)', 'purge(interval)', 'claim(text, interval)',
             'undo_table(regclass)', 'base_name(regclass)', 'name_of(text)',
+            'lock(anyarray)', 'committed(anyelement, boolean)', 'refuse_read(regtype, text)', 'root(regclass)',
             -- A role that makes partitions of its own table clones at_capture_merge, which asks for this right.
             'refuse_unmanaged()'] LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION at.%s TO %I', signature, role_name);

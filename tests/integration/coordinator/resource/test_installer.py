@@ -206,7 +206,7 @@ async def test_a_foreign_key_made_later_is_guarded(connection: asyncpg.Connectio
 async def test_an_application_role_gets_what_it_needs_and_no_more(
     connection: asyncpg.Connection, postgres: TestPostgres, database: str
 ) -> None:
-    """It runs branches, settles them and sees which keys are locked; it cannot read images or switch triggers off."""
+    """It runs branches, settles them, sees locks and before images; it cannot write there or switch triggers off."""
     name = f"app_{uuid4().hex[:8]}"
     await connection.execute(f"CREATE ROLE {name} LOGIN")
     app = None
@@ -225,7 +225,8 @@ async def test_an_application_role_gets_what_it_needs_and_no_more(
         assert await rows_of(app, "a") == ["(1,3)"]
         for forbidden in (
             "SET session_replication_role = replica",
-            'SELECT before FROM at."public.a"',
+            'SELECT after FROM at."public.a"',
+            "SELECT at.write_reads('a')",
             'DELETE FROM at."public.a"',
             "DELETE FROM at.branch",
             "SELECT at.restore(gen_random_uuid(), NULL, '{}')",
