@@ -28,6 +28,7 @@ _CALLS = ResourceName("call")
 """The name under which ids of outgoing calls are derived; no resource is ever written under them."""
 
 _current: ContextVar[Scope | None] = ContextVar("coordinator_scope", default=None)
+_around: ContextVar[tuple[Scope, ...]] = ContextVar("coordinator_around", default=())
 
 
 class Scope(ABC):
@@ -189,6 +190,23 @@ def bound(scope: Scope | None) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def set_aside(outer: Scope, scope: Scope | None) -> Callable[[], None]:
+    """As `bind(scope)`, and remembers until what it returns is called that `outer` waits meanwhile."""
+    token = _around.set((*_around.get(), outer))
+    unbind = bind(scope)
+
+    def restore() -> None:
+        unbind()
+        _around.reset(token)
+
+    return restore
+
+
+def encloses(xid: UUID) -> bool:
+    """Whether `xid` is a transaction around the current one: it is not decided before the running code ends."""
+    return any(scope.xid == xid and not scope.decided and not scope.answered for scope in _around.get())
 
 
 def bind(scope: Scope | None) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from coordinator.client import context
 from coordinator.client.backoff import backoff_s
 from coordinator.client.branches import Branch, BranchRunner
 from coordinator.client.resources import Resource, describe_resource, identity_of
+from coordinator.client.rules import Kinds, RollbackRules
 from coordinator.client.settle import Settler
 from coordinator.client.transactions import TIMEOUT_S, Decider, GlobalTransaction, OnEnd, Propagation
 from coordinator.client.transport import Transport
@@ -144,15 +145,23 @@ class Coordinator:
     # Global transactions
 
     def global_transaction(
-        self, name: str, *, timeout_s: float = TIMEOUT_S, propagation: Propagation = Propagation.REQUIRED
+        self,
+        name: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        propagation: Propagation = Propagation.REQUIRED,
+        rollback_for: Kinds = (),
+        no_rollback_for: Kinds = (),
     ) -> GlobalTransaction:
         """A global transaction as a block or a decorator.
 
-        The block commits at its end and rolls back when an exception leaves it. Entered where one is running, it
-        joins (see Propagation). Raises ValueError for a time-out that is out of range, or a name the coordinator would
-        refuse.
+        The block commits at its end and rolls back when an exception leaves it: every one, but for those of the classes
+        `no_rollback_for`; `rollback_for` makes exceptions from these, and the more specific class counts. Entered
+        where one is running, it joins (see Propagation). Raises ValueError for a time-out that is out of range, a name
+        the coordinator would refuse, or a class in both lists; TypeError for what is no class of exceptions.
         """
-        return GlobalTransaction(self._entered_decider, name, timeout_s, propagation)
+        rules = RollbackRules(rollback_for, no_rollback_for)
+        return GlobalTransaction(self._entered_decider, name, timeout_s, propagation, rules)
 
     @contextlib.contextmanager
     def participant(self, xid: Xid, call: BranchId, deadline_ms: int) -> Iterator[context.Participant]:

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import structlog
 
-from coordinator.client.context import Initiator, Scope, bind, current
+from coordinator.client.context import Initiator, Scope, bind, current, set_aside
+from coordinator.client.rules import EVERY_EXCEPTION, RollbackRules
 from coordinator.client.settle import Settler
 from coordinator.client.transport import Transport, outcome_of
 from coordinator.protocol.errors import CoordinatorError, NoGlobalTransaction, TransactionRolledBack
@@ -239,7 +240,14 @@ class GlobalTransaction:
     As a decorator it may be used by any number of callers at once; as a block, one at a time for one object.
     """
 
-    def __init__(self, decider: Callable[[], Decider], name: str, timeout_s: float, propagation: Propagation) -> None:
+    def __init__(
+        self,
+        decider: Callable[[], Decider],
+        name: str,
+        timeout_s: float,
+        propagation: Propagation,
+        rules: RollbackRules = EVERY_EXCEPTION,
+    ) -> None:
         if not 0 < timeout_s <= TIMEOUT_MAX_S:
             raise ValueError(f"timeout_s must be above 0 and at most {TIMEOUT_MAX_S:g}, not {timeout_s:g}")
         if len(name) > NAME_LENGTH_MAX or not name.isprintable():
@@ -248,6 +256,7 @@ class GlobalTransaction:
         self._name = name
         self._timeout_s = timeout_s
         self._propagation = propagation
+        self._rules = rules
         self._entered: tuple[Decider, Initiator | None, Scope | None, Callable[[], None]] | None = None
 
     def __call__(self, function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -255,7 +264,7 @@ class GlobalTransaction:
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            async with GlobalTransaction(self._decider, self._name, self._timeout_s, self._propagation):
+            async with GlobalTransaction(self._decider, self._name, self._timeout_s, self._propagation, self._rules):
                 return await function(*args, **kwargs)
 
         return call
@@ -268,13 +277,14 @@ class GlobalTransaction:
         outer = current()
         own = self._begin(decider, outer)
         scope = own if own is not None else self._joined(outer)
-        self._entered = (decider, own, scope, bind(scope))
+        unbind = bind(scope) if outer is None or outer is scope else set_aside(outer, scope)
+        self._entered = (decider, own, scope, unbind)
         return Transaction(scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Decides what this block began: commits, or rolls back after any exception, which then goes on.
+        """Decides what this block began: commits, or rolls back after an exception as its rules say. That then goes on.
 
         Raises TransactionRolledBack when the decision is rollback all the same, OutcomeUnknown when nobody
         answered in time. A joined transaction is only marked to roll back by an exception.
@@ -282,12 +292,13 @@ class GlobalTransaction:
         assert self._entered is not None  # noqa: S101 - __aenter__ came first
         decider, own, scope, unbind = self._entered
         self._entered = None
+        failed = error is not None and self._rules.rolls_back(error)
         try:
             if own is None:
-                if error is not None and scope is not None:
+                if failed and scope is not None:
                     scope.mark_rollback_only(f"a block that had joined it ended with {type(error).__name__}: {error}")
             else:
-                await decider.end(own, commit=error is None)
+                await decider.end(own, commit=not failed)
         finally:
             unbind()
             if own is not None:

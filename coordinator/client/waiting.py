@@ -16,7 +16,7 @@ from uuid import UUID
 
 from coordinator import resource as at
 from coordinator.client.backoff import backoff_s
-from coordinator.client.context import Initiator, Scope
+from coordinator.client.context import Initiator, Scope, encloses
 from coordinator.client.lines import Place
 from coordinator.client.phase_two import is_decided
 from coordinator.client.settle import DATABASE_AWAY, Settler
@@ -79,12 +79,17 @@ class Patience:
     async def after(self, error: BaseException) -> None:
         """Returns when it is worth trying again after `error` (already translated), else raises.
 
-        Raises `error` itself when no retry helps, LockConflict when the time is up or the holder is quarantined,
-        Deadlock when this transaction was chosen to break a cycle, TransactionRolledBack when it was decided meanwhile.
+        Raises `error` itself when no retry helps; LockConflict when the time is up, the holder is quarantined, or waits
+        itself for this code to end; Deadlock when this transaction was chosen to break a cycle; TransactionRolledBack
+        when it was decided meanwhile.
         """
         if isinstance(error, LockConflict) and not isinstance(error, Deadlock) and error.holder is not None:
             if self._left_s() <= 0 or (self._scope is not None and error.holder == self._scope.xid):
                 raise error
+            if encloses(error.holder):
+                raise LockConflict(
+                    f"{error}, which encloses this code and cannot end before it", error.holder
+                ) from error
             await self._for_holder(error, error.holder)
         elif isinstance(error, LockConflict) or is_broken_off(at.find_postgres_error(error)):
             self._broken_off += 1
