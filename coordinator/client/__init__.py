@@ -12,6 +12,7 @@ from coordinator.client.coordinator import Coordinator
 from coordinator.client.errors import CallFailed, CallNotSent, CallOutcomeUnknown
 from coordinator.client.reads import committed, lock
 from coordinator.client.resources import Resource
+from coordinator.client.steps import Step, StepCall
 from coordinator.client.transactions import GlobalTransaction, Propagation, Transaction
 from coordinator.protocol.errors import (
     BranchAborted,
@@ -59,6 +60,8 @@ __all__ = [
     "ResourceName",
     "Scope",
     "SigningKey",
+    "Step",
+    "StepCall",
     "TokenMaker",
     "TokenVerifier",
     "Transaction",

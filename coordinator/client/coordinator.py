@@ -22,6 +22,7 @@ from coordinator.client.branches import Branch, BranchRunner
 from coordinator.client.resources import Resource, describe_resource, identity_of
 from coordinator.client.rules import Kinds, RollbackRules
 from coordinator.client.settle import Settler
+from coordinator.client.steps import Handler, Step, StepCall, Steps
 from coordinator.client.transactions import TIMEOUT_S, Decider, GlobalTransaction, OnEnd, Propagation
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorError, CoordinatorUnavailable, DeadlinePassed
@@ -91,6 +92,7 @@ class Coordinator:
         self._runner = BranchRunner(
             self._transport, self._settler_of, self._decider.local, clock=clock, dice=self._dice
         )
+        self._steps = Steps(self._runner, self._settler_of, clock=clock, dice=self._dice)
 
     # Resources
 
@@ -221,6 +223,28 @@ class Coordinator:
         """
         return await self._runner.run_local(resource, work, wait_s)
 
+    # Steps
+
+    def step(
+        self,
+        name: str,
+        resource: Resource[Any],
+        *,
+        do: Callable[[StepCall], Awaitable[T]] | None = None,
+        undo: Handler | None = None,
+        commit: Handler | None = None,
+    ) -> Step[T]:
+        """Registers an effect outside the database, or a message, that transactions may have as a step in `resource`.
+
+        `do` has the effect when the step is called; `undo` runs at least once when the transaction is rolled back,
+        `commit` at least once when it has committed, in any process that registered the name. Register all of them
+        at the start. Raises ValueError for a name that is taken or malformed, no handler, or `do` without `undo`.
+        """
+        step = Step(self._steps, name, resource, do, undo, commit)
+        if self._steps.add(step) and self._open:
+            self._start_steps(resource)
+        return step
+
     # Phase two
 
     async def nudged(self, nudge: Nudge) -> list[Confirm]:
@@ -275,20 +299,30 @@ class Coordinator:
         # The loops outlive whoever starts them: they must not inherit that task's global transaction.
         with context.bound(None):
             self._loops.append(
-                asyncio.create_task(self._settle_for_ever(settler, resource), name=f"settle {resource.name}")
+                asyncio.create_task(
+                    self._for_ever(settler.run, resource, "settle.crashed"), name=f"settle {resource.name}"
+                )
             )
             if self._nudge_url is not None:
                 announce = Announce(resource.name, self._nudge_url)
                 self._loops.append(
                     asyncio.create_task(self._announce_for_ever(announce), name=f"announce {resource.name}")
                 )
+        self._start_steps(resource)
 
-    async def _settle_for_ever(self, settler: Settler, resource: Resource[Any]) -> None:
+    def _start_steps(self, resource: Resource[Any]) -> None:
+        carrier = self._steps.carrier(resource.name)
+        if carrier is not None:
+            with context.bound(None):
+                work = self._for_ever(carrier.run, resource, "steps.crashed")
+                self._loops.append(asyncio.create_task(work, name=f"steps {resource.name}"))
+
+    async def _for_ever(self, run: Callable[[], Awaitable[None]], resource: Resource[Any], crashed: str) -> None:
         while True:
             try:
-                await settler.run()
+                await run()
             except Exception:
-                _log.exception("settle.crashed", resource=resource.name)
+                _log.exception(crashed, resource=resource.name)
                 await asyncio.sleep(RESTART_PAUSE_S)
 
     async def _announce_for_ever(self, announce: Announce) -> None:

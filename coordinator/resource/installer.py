@@ -20,6 +20,7 @@ SCRIPTS = (
     "capture.sql",
     "settling.sql",
     "reads.sql",
+    "steps.sql",
     "registry.sql",
     "upkeep.sql",
 )
@@ -102,12 +103,18 @@ async def unmanage(connection: Connection, tables: Sequence[str]) -> None:
 
 
 async def uninstall(connection: Connection) -> None:
-    """Removes schema ``at`` and every trigger that calls into it. Raises InstallationError while undo rows exist."""
+    """Removes schema ``at`` and every trigger that calls into it.
+
+    Raises InstallationError while undo rows or steps exist.
+    """
     async with connection.transaction():
         if await connection.fetchval("SELECT to_regnamespace('at')") is None:
             return
         rows = await connection.fetch("SELECT relation::text AS name FROM at.managed ORDER BY relation")
         await unmanage(connection, [row["name"] for row in rows])
+        known = await connection.fetchval("SELECT to_regclass('at.step') IS NOT NULL")
+        if known and await connection.fetchval("SELECT EXISTS (SELECT FROM at.step)"):
+            raise InstallationError("there are steps that are not over; SELECT * FROM at.steps() lists them")
         await connection.execute("SELECT set_config('at.following', 'yes', true)")
         await connection.execute(_script("uninstall.sql"))
 

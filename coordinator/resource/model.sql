@@ -13,6 +13,7 @@
 --   at.managed     the registry of managed tables, with the generated statements of phase two.
 --   at.exempt      tables that a branch may write although nothing of it can be undone.
 --   at.role_grant  the roles that may take part.
+--   at.step        effects and messages outside the database, see steps.sql.
 --   at.lease       one row: who runs the settle loop, and until when.
 --   at.installed   one row: the fingerprint of the SQL that is installed.
 --

@@ -226,9 +226,11 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     purged int;
 BEGIN
-    -- A row stays while another branch of its transaction is open: it tells at.forget that rows may be shared.
+    -- A row stays while another branch of its transaction is open: it tells at.forget that rows may be shared. And while
+    -- there is a step, to which it says what was decided.
     DELETE FROM at.branch b WHERE b.state IN (1, 2, 4) AND b.deadline < clock_timestamp() - purge.grace
-        AND NOT EXISTS (SELECT FROM at.branch o WHERE o.xid = b.xid AND o.state < 1);
+        AND NOT EXISTS (SELECT FROM at.branch o WHERE o.xid = b.xid AND o.state < 1)
+        AND NOT EXISTS (SELECT FROM at.step s WHERE s.xid = b.xid);
     GET DIAGNOSTICS purged = ROW_COUNT;
     RETURN purged;
 END

@@ -151,6 +151,9 @@ BEGIN
             'unsettled(int)', 'states(uuid)', 'locks(uuid)', 'purge(interval)', 'claim(text, interval)',
             'undo_table(regclass)', 'base_name(regclass)', 'name_of(text)',
             'lock(anyarray)', 'committed(anyelement, boolean)', 'refuse_read(regtype, text)', 'root(regclass)',
+            'add_step(text, jsonb, boolean)', 'end_step(uuid)', 'take_steps(text[], int, interval, interval)',
+            'finish_steps(uuid[])', 'fail_step(uuid, int, text, interval)', 'retry_steps(uuid[])', 'steps()',
+            'unserved_steps(text[], interval)',
             -- A role that makes partitions of its own table clones at_capture_merge, which asks for this right.
             'refuse_unmanaged()'] LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION at.%s TO %I', signature, role_name);

@@ -20,8 +20,8 @@ DOOR = """
 Branch BranchAborted BranchConnection BranchId BranchRef BranchRefused BranchRepeated CallFailed CallNotSent
 CallOutcomeUnknown CallerRefused Coordinator CoordinatorError CoordinatorUnavailable Deadlock DeadlinePassed
 GlobalTransaction LockConflict NoGlobalTransaction OutcomeUnknown Participant Propagation Resource ResourceName Scope
-SigningKey TokenMaker TokenVerifier Transaction TransactionRolledBack UnmanagedTable Xid branch_connect_args committed
-current lock read_key_set
+SigningKey Step StepCall TokenMaker TokenVerifier Transaction TransactionRolledBack UnmanagedTable Xid
+branch_connect_args committed current lock read_key_set
 """
 
 ALONE = """
