@@ -80,6 +80,11 @@ async def install(
             await connection.execute("SELECT at.write_fleet_functions()")
             await connection.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA at FROM PUBLIC")
         await _apply(connection, managed_ids, exempt_ids, roles)
+        if upgraded:
+            # Roles named to an earlier installation take part in what is new, too.
+            await connection.execute(
+                "SELECT at.grant_role(g.role_name) FROM at.role_grant g JOIN pg_roles r ON r.rolname = g.role_name"
+            )
         report = await _report(connection, upgraded)
         await connection.execute("SELECT set_config('at.following', '', true)")
     return report

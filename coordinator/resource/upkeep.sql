@@ -128,7 +128,7 @@ DECLARE
     granted name;
     signature text;
 BEGIN
-    FOR granted IN SELECT role_name FROM at.role_grant LOOP
+    FOR granted IN SELECT g.role_name FROM at.role_grant g JOIN pg_roles r ON r.rolname = g.role_name LOOP
         EXECUTE format('GRANT SELECT (%s, xid, branch_id, before) ON %s TO %I', at.key_list(p_relation, '%2$I'),
                        at.undo_table(p_relation), granted);
         FOREACH signature IN ARRAY at.read_signatures(p_relation) LOOP

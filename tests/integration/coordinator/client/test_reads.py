@@ -199,3 +199,47 @@ async def test_a_committed_read_sees_what_was_decided_and_waits_for_nobody(bank:
     await bank.quiet()
     async with AsyncSession(bank.engine) as session:
         assert await read(session, was) == [OPENING - 10, OPENING]
+
+
+async def test_a_ledger_is_balanced_at_every_instant_of_a_committed_read(bank: Bank) -> None:
+    """Transfers of two branches each in one database, some rolled back, many at once: the sum never moves."""
+    was = committed(Account)
+    seen: set[int] = set()
+
+    async def transfer(number: int) -> None:
+        async with bank.coordinator.global_transaction("transfer"):
+            await bank.coordinator.run_branch(bank.east, add_east(-1, number % 3 + 1))
+            await bank.coordinator.run_branch(bank.east, add_east(1, number % 3 + 4))
+            if number % 4 == 0:
+                raise LookupError
+
+    async def watch() -> None:
+        async with AsyncSession(bank.engine) as session:
+            while True:
+                seen.add(int(await session.scalar(select(func.sum(was.money))) or 0))
+                await session.rollback()
+
+    watching = asyncio.create_task(watch())
+    ends = await asyncio.gather(*(transfer(number) for number in range(24)), return_exceptions=True)
+    await bank.quiet()
+    watching.cancel()
+    await asyncio.wait({watching})
+    assert [type(end) for end in ends] == [LookupError if number % 4 == 0 else type(None) for number in range(24)]
+    assert seen == {6 * OPENING}
+
+
+async def test_a_select_with_a_join_locks_the_rows_of_its_class_alone(bank: Bank) -> None:
+    """The other table only helps to find them; it need not be managed."""
+    async with AsyncSession(bank.engine) as session, session.begin():
+        await session.execute(text("INSERT INTO secret VALUES (2), (3)"))
+
+    async def work(session: AsyncSession) -> list[int]:
+        return [
+            row.id
+            for row in await lock(session, select(Account).join(Secret).where(Secret.id > 1).order_by(Account.id))
+        ]
+
+    async with bank.coordinator.global_transaction("joined"):
+        assert await bank.coordinator.run_branch(bank.east, work) == [2, 3]
+        assert await bank.locks(bank.east_dsn) == 2
+    await bank.quiet()

@@ -374,8 +374,16 @@ async def take_snapshot(connection: asyncpg.Connection) -> None:
         await connection.execute(f"DELETE FROM snap.{name}; INSERT INTO snap.{name} SELECT * FROM {name}")
 
 
-async def differences(connection: asyncpg.Connection) -> list[str]:
-    """Tables that are not bit for bit as in the last snapshot, with an example row; empty when all are."""
+def locking_read(dice: Random, tables: tuple[Table, ...] = TABLES) -> str:
+    """A statement that locks every row of a random table."""
+    return f"SELECT count(*) FROM at.lock(ARRAY(SELECT at_x FROM {dice.choice(tables).name} at_x FOR NO KEY UPDATE))"
+
+
+async def differences(connection: asyncpg.Connection, *, committed: bool = False) -> list[str]:
+    """Tables that are not bit for bit as in the last snapshot, with an example row; empty when all are.
+
+    With `committed` they are looked at with committed reads.
+    """
     found = []
     for name in TABLE_NAMES:
         columns = await connection.fetchval(
@@ -384,10 +392,11 @@ async def differences(connection: asyncpg.Connection) -> list[str]:
             name,
         )
         now, then = columns.replace("%s", "at_t"), columns.replace("%s", "at_s")
+        source = f"at.committed(NULL::{name})" if committed else name
         row = await connection.fetchrow(
             f"""
             WITH at_now AS (
-                SELECT ROW({now}) AS r, row_number() OVER (PARTITION BY ROW({now})::text) AS i FROM {name} at_t),
+                SELECT ROW({now}) AS r, row_number() OVER (PARTITION BY ROW({now})::text) AS i FROM {source} at_t),
             at_then AS (
                 SELECT ROW({then}) AS r, row_number() OVER (PARTITION BY ROW({then})::text) AS i FROM snap.{name} at_s)
             SELECT n.r::text AS now, t.r::text AS then

@@ -242,6 +242,23 @@ async def test_an_application_role_gets_what_it_needs_and_no_more(
         await connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
+async def test_an_upgrade_gives_known_roles_what_is_new(connection: asyncpg.Connection) -> None:
+    """Also when the roles are not named again, and although one of them was dropped."""
+    names = [f"app_{uuid4().hex[:8]}" for _ in range(2)]
+    await connection.execute("CREATE TABLE a (id int PRIMARY KEY)")
+    for name in names:
+        await connection.execute(f"CREATE ROLE {name}")
+    await install(connection, managed=["a"], roles=names)
+    await connection.execute(f"DROP OWNED BY {names[1]}; DROP ROLE {names[1]}")
+    for function in ("at.steps()", "at.lock(anyarray)", "at.lock(a[])"):
+        await connection.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM {names[0]}")
+    await connection.execute("UPDATE at.installed SET fingerprint = 'older'")
+    assert (await install(connection, managed=["a"])).upgraded
+    for function in ("at.steps()", "at.lock(anyarray)", "at.lock(a[])"):
+        assert await connection.fetchval("SELECT has_function_privilege($1, $2, 'EXECUTE')", names[0], function)
+    await connection.execute(f"DROP OWNED BY {names[0]}; DROP ROLE {names[0]}")
+
+
 async def test_an_owner_that_is_no_superuser_can_install(
     connection: asyncpg.Connection, postgres: TestPostgres, database: str
 ) -> None:
