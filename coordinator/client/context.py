@@ -209,6 +209,11 @@ def encloses(xid: UUID) -> bool:
     return any(scope.xid == xid and not scope.decided and not scope.answered for scope in _around.get())
 
 
+def branch_open_around() -> bool:
+    """Whether a transaction around the current one has a branch or call open: what it holds, it holds meanwhile."""
+    return any(scope.open_branches for scope in _around.get())
+
+
 def bind(scope: Scope | None) -> Callable[[], None]:
     """As `bound`, for code that has two hooks instead of a block: returns what puts the former one back."""
     token = _current.set(scope)

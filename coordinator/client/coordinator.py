@@ -19,6 +19,7 @@ import structlog
 from coordinator.client import context
 from coordinator.client.backoff import backoff_s
 from coordinator.client.branches import Branch, BranchRunner
+from coordinator.client.nesting import bounded, limit_lock_wait
 from coordinator.client.resources import Resource, describe_resource, identity_of
 from coordinator.client.rules import Kinds, RollbackRules
 from coordinator.client.settle import Settler
@@ -198,7 +199,7 @@ class Coordinator:
         Raises NoGlobalTransaction; LockConflict when the deadline comes first; Deadlock; TransactionRolledBack;
         BranchRepeated (no answer was kept); BranchAborted; DeadlinePassed; UnmanagedTable; what `work` raises.
         """
-        return self._runner.run_branch(resource, work, result_type)
+        return self._runner.run_branch(resource, bounded(work), result_type)
 
     @contextlib.asynccontextmanager
     async def branch(self, target: Any, *, resource: Resource[Any] | None = None) -> AsyncIterator[Branch]:
@@ -212,6 +213,8 @@ class Coordinator:
             resource, target = target, target.target
         named = self._resource_of(target) if resource is None else resource
         async with self._runner.branch(target, named.name) as branch:
+            if context.branch_open_around():
+                await limit_lock_wait(branch.target)
             yield branch
 
     async def run_local(
@@ -221,7 +224,7 @@ class Coordinator:
 
         Raises LockConflict when the rows stay locked for `wait_s`, and what `work` raises.
         """
-        return await self._runner.run_local(resource, work, wait_s)
+        return await self._runner.run_local(resource, bounded(work), wait_s)
 
     # Steps
 

@@ -9,8 +9,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from coordinator.client import LockConflict, NoGlobalTransaction, Propagation, TransactionRolledBack, Xid, current
+from coordinator.client import (
+    BranchRefused,
+    LockConflict,
+    NoGlobalTransaction,
+    Propagation,
+    TransactionRolledBack,
+    Xid,
+    current,
+    nesting,
+)
 from coordinator.protocol.ids import BranchId, uuid7
 from tests.integration.coordinator.client.world import OPENING, Bank, add_east, add_west
 
@@ -168,6 +178,33 @@ async def test_a_plain_write_on_the_outer_ones_row_is_refused_at_once(bank: Bank
             with pytest.raises(LockConflict, match="encloses this code"):
                 await bank.coordinator.run_local(bank.east, add_east(1), wait_s=30)
     await bank.quiet()
+
+
+async def test_a_transaction_inside_an_open_branch_on_its_row_is_refused(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL would let it wait for ever: a new transaction, a plain write, and a block of its own."""
+    monkeypatch.setattr(nesting, "NESTED_LOCK_WAIT_S", 0.1)
+    new = bank.coordinator.global_transaction("inner", propagation=Propagation.REQUIRES_NEW)
+    plain = bank.coordinator.global_transaction("plain", propagation=Propagation.NOT_SUPPORTED)
+
+    async def block() -> None:
+        async with bank.coordinator.branch(bank.engine) as inner:
+            await add_east(1)(inner.target)
+
+    async with bank.coordinator.global_transaction("outer"):
+        async with bank.coordinator.branch(bank.engine) as branch:
+            await add_east(-5)(branch.target)
+            with pytest.raises(BranchRefused, match="a branch around this code is open, most likely"):
+                await new(bank.coordinator.run_branch)(bank.east, add_east(1))
+            with pytest.raises(BranchRefused, match="a branch around this code is open, most likely"):
+                await plain(bank.coordinator.run_local)(bank.east, add_east(1))
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                await new(block)()
+            await new(bank.coordinator.run_branch)(bank.east, add_east(1, account=2))
+            await new(bank.coordinator.run_branch)(bank.west, add_west(1))
+    await bank.quiet()
+    assert [await bank.balance(bank.east_dsn, account) for account in (1, 2)] == [OPENING - 5, OPENING + 1]
 
 
 async def test_the_outer_one_waits_for_rows_of_a_new_transaction_that_has_ended(bank: Bank) -> None:
