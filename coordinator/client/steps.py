@@ -26,7 +26,7 @@ from coordinator.client.backoff import backoff_s
 from coordinator.client.branches import BranchRunner
 from coordinator.client.context import Scope, required
 from coordinator.client.local import is_sqlalchemy, sheltered
-from coordinator.client.resources import Resource
+from coordinator.client.resources import Resource, identity_of
 from coordinator.client.settle import DATABASE_AWAY, Settler
 from coordinator.protocol.errors import DeadlinePassed
 from coordinator.protocol.ids import ResourceName, Xid
@@ -119,11 +119,15 @@ class Step(Generic[T]):
     async def within(self, target: Any, arguments: Any = None) -> UUID:
         """Records the step in the branch that is running on `target`, an AsyncSession or asyncpg connection.
 
-        That costs one statement; it belongs to that branch. Returns its key. Raises TypeError for a step with `do`.
+        That costs one statement; it belongs to that branch. Returns its key. Raises TypeError for a step with `do`,
+        ValueError for a target that belongs to another resource than the step.
         """
         if self.do is not None:
             raise TypeError(f"step {self.name!r} has an effect: it needs a branch of its own, so call it")
         scope = required()
+        identity = identity_of(target)
+        if identity is not None and identity is not self.resource.identity:
+            raise ValueError(f"step {self.name!r} is carried out in {self.resource.name}, and this is another database")
         key = await _record(target, self, arguments)
         self._steps.expect(self.resource.name, scope)
         return key

@@ -322,6 +322,9 @@ async def test_a_step_that_makes_no_sense_is_refused(bank: Bank, shop: Shop) -> 
     async with bank.coordinator.global_transaction("buy"):
         with pytest.raises(TypeError, match="branch of its own"):
             await bank.coordinator.run_branch(bank.west, charge.within)
+        mail = bank.coordinator.step("mail", bank.west, commit=handle)
+        with pytest.raises(ValueError, match="another database"):
+            await bank.coordinator.run_branch(bank.east, mail.within)
         with pytest.raises(TypeError):
             await charge(object())
     assert shop.order == []
