@@ -24,6 +24,7 @@ from coordinator import resource as at
 from coordinator.client.backoff import backoff_s
 from coordinator.client.lines import Lines
 from coordinator.client.phase_two import SettleConnections, follow_commits, follow_rollback, is_decided
+from coordinator.client.quarantine import Quarantines
 from coordinator.client.transport import Transport
 from coordinator.protocol.errors import CoordinatorError, CoordinatorUnavailable
 from coordinator.protocol.ids import ResourceName
@@ -102,6 +103,8 @@ class Settler:
         self._sweep_wake = asyncio.Event()
         self._undo_slots = asyncio.Semaphore(UNDOS_AT_ONCE_MAX)
         self._purge_at = 0.0
+        self._quarantines = Quarantines(resource, connections, transport, clock)
+        self._nudged = False
 
     def tell(self, settle: Settle) -> None:
         """Brings the news of a decision. A failure is logged and left to the sweep."""
@@ -154,7 +157,8 @@ class Settler:
         return True
 
     def sweep_soon(self) -> None:
-        """Makes the next sweep come now."""
+        """Makes the next sweep come now, and look whether a person has decided, also where the lease is another's."""
+        self._nudged = True
         self._sweep_wake.set()
 
     async def run(self) -> None:
@@ -268,8 +272,16 @@ class Settler:
 
     async def _sweep(self) -> None:
         async with self._connections.acquire() as connection:
-            if not await at.claim(connection, self._owner, timedelta(seconds=LEASE_TTL_S)):
-                return
+            leads = await at.claim(connection, self._owner, timedelta(seconds=LEASE_TTL_S))
+        nudged, self._nudged = self._nudged, False
+        if leads:
+            await self._sweep_open()
+            await self._quarantines.pulse()
+        if leads or nudged:
+            await self._quarantines.attend(now=nudged)
+
+    async def _sweep_open(self) -> None:
+        async with self._connections.acquire() as connection:
             unsettled = await at.unsettled(connection, SWEEP_BATCH_MAX)
             if self._clock() >= self._purge_at:
                 await at.purge(connection, timedelta(seconds=PURGE_GRACE_S))
@@ -279,6 +291,7 @@ class Settler:
             for one in unsettled
             if one.xid.int not in self._running
         ]
+        deadlines = {question.xid: question.deadline_ms for question in questions}
         following = []
         for start in range(0, len(questions), MESSAGES_MAX):
             for answer in await self._transport.converse(questions[start : start + MESSAGES_MAX]):
@@ -287,6 +300,8 @@ class Settler:
                     self._recent.pop(answer.xid.int, None)
                     self._thorough.add(answer.xid.int)
                     following.append(self.follow_soon(Settle(answer.xid, answer.decision, answer.branches)))
+                elif isinstance(answer, Outcome) and self._quarantines.may_be_forgotten(deadlines[answer.xid]):
+                    await self._quarantines.doubt(answer.xid)
         if following:
             await asyncio.wait(following)
 

@@ -291,6 +291,10 @@ class Transport:
         """Says where a resource can be nudged. Raises CoordinatorUnavailable, CallerRefused."""
         await self._post("/v1/resources", _requests_encoder.encode(request), POST_TIMEOUT_S)
 
+    async def tell(self, path: str, message: msgspec.Struct) -> bytes:
+        """The answer to a call of its own. Raises CoordinatorUnavailable, CallerRefused."""
+        return await self._post(path, _requests_encoder.encode(message), POST_TIMEOUT_S)
+
     def _drop_hints(self, xid: UUID) -> None:
         known = self._hints.pop(xid.int, None)
         if known is not None:

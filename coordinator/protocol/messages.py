@@ -8,6 +8,7 @@ resource announced.
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -139,3 +140,66 @@ class Nudge(msgspec.Struct, frozen=True):
 
     resource: str
     settle: list[Settle]
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """What came of a person's decision in a resource: ``state``, ``kept``, ``restored``, or ``error``."""
+
+    resolution_id: UUID
+    outcome: dict[str, Any]
+
+
+class Images(msgspec.Struct, frozen=True):
+    """Rows of a quarantined transaction, before, after and now; `digest` stands for all `total` of them."""
+
+    digest: str
+    total: int
+    rows: list[dict[str, Any]]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a resource says about one quarantined transaction. `images` is left out where the coordinator has them."""
+
+    xid: UUID
+    resource: str
+    states: list[tuple[UUID, int]]
+    digest: str
+    reason: str | None = None
+    images: Images | None = None
+    resolved: Resolved | None = None
+
+
+class Resolution(msgspec.Struct, frozen=True):
+    """A person's decision that the resource has to carry out: see ``at.resolve``."""
+
+    resolution_id: UUID
+    action: str
+    shown: str | None
+    kept: list[dict[str, Any]] | None
+
+
+class ReportAnswer(msgspec.Struct, frozen=True):
+    """`resolution` is to be carried out now; `show` asks for the images."""
+
+    resolution: Resolution | None = None
+    show: bool = False
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """A resource's life sign. `known` repeats the coordinator's mark, once the resource has looked again after it."""
+
+    resource: str
+    incarnation: UUID
+    beats: int
+    mark: UUID
+    previous: UUID
+    before_ms: int
+    known: UUID | None = None
+
+
+class PulseAnswer(msgspec.Struct, frozen=True):
+    """`memory_ms`: the end of what the coordinator may have purged. `unfit`: the marks do not go on from `known`."""
+
+    memory_ms: int | None
+    unfit: bool
+    known: UUID

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     TIMED_OUT = "timed_out"  # nobody decided before the deadline
     DEADLOCK = "deadlock"  # aborted as the youngest of a cycle of waits
     OPERATOR = "operator"  # a person decided
+    FORGOTTEN = "forgotten"  # older than what the coordinator remembers: a person decides in each resource
 
 
 class BranchState(IntEnum):

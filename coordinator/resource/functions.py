@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -68,6 +68,29 @@ class LockedRow:
     branch_id: UUID | None
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of a transaction that is not settled here: `rows` shows at most those asked for, `total` counts all.
+
+    A row is a JSON object with table, key, branch, before, after, now and changed. `digest` stands for all of them.
+    """
+
+    digest: str
+    total: int
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """Which database this is, and the last two marks of its chain. `before`: when it was last known to be alive."""
+
+    incarnation: UUID
+    beats: int
+    mark: UUID
+    previous: UUID
+    before: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +202,58 @@ async def purge(connection: Connection, grace: timedelta) -> int:
 async def claim(connection: Connection, owner: str, ttl: timedelta) -> bool:
     """Takes or renews the settle lease for `ttl`; False while somebody else holds it."""
     return bool(await connection.fetchval("SELECT at.claim($1, $2)", owner, ttl))
+
+
+async def images(connection: Connection, xid: UUID, limit: int = PROBLEMS_MAX) -> Images:
+    """Before, after and now of what `xid` wrote and is not settled here, at most `limit` rows, changed ones first."""
+    found = json.loads(await connection.fetchval("SELECT at.images($1, $2)::text", xid, limit))
+    return Images(found["digest"], found["total"], found["rows"])
+
+
+async def resolve(
+    connection: Connection,
+    xid: UUID,
+    resolution_id: UUID,
+    action: str,
+    shown: str | None,
+    kept: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Carries out a person's decision on a quarantined transaction: keep, keep_all, restore or retry.
+
+    Returns ``{"state", "kept", "restored"}``, or ``{"error"}`` with nothing changed; the same again for the same
+    `resolution_id`. `shown` is the digest of the images that the person saw. Raises as `undo` does.
+    """
+    listed = None if kept is None else json.dumps(list(kept))
+    arguments = ("SELECT at.resolve($1, $2, $3, $4, $5::text::jsonb)::text", xid, resolution_id, action, shown, listed)
+    async with connection.transaction(isolation="read_committed"):
+        answer: dict[str, Any] = json.loads(await connection.fetchval(*arguments))
+    return answer
+
+
+async def doubt(connection: Connection, xid: UUID, reason: str) -> None:
+    """Quarantines what is open of a transaction of which the coordinator cannot say whether it was committed."""
+    await connection.execute("SELECT at.doubt($1, $2)", xid, reason)
+
+
+async def quarantines(connection: Connection, limit: int) -> list[tuple[UUID, str | None]]:
+    """Transactions that the coordinator has to be told about, the oldest first; a reason where it is no row's."""
+    rows = await connection.fetch("SELECT * FROM at.quarantines($1)", limit)
+    return [(UUID(int=row["xid"].int), row["reason"]) for row in rows]
+
+
+async def told(connection: Connection, xid: UUID) -> None:
+    """The coordinator has heard how `xid` ended here; does nothing while something of it is quarantined."""
+    await connection.execute("SELECT at.told($1)", xid)
+
+
+async def pulse(connection: Connection, *, beat: bool) -> Pulse:
+    """The life sign of this database; with `beat` a new one, if the coordinator has heard the last."""
+    row = await connection.fetchrow("SELECT * FROM at.pulse($1)", beat)
+    assert row is not None  # noqa: S101 - the installation has written the one row
+    incarnation, mark, previous = (UUID(int=row[name].int) for name in ("incarnation", "mark", "previous"))
+    return Pulse(incarnation, row["beats"], mark, previous, row["before"])
+
+
+async def heard(connection: Connection, mark: UUID) -> None:
+    """The coordinator has heard this mark: the next beat makes a new one."""
+    await connection.execute("SELECT at.heard($1)", mark)

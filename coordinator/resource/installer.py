@@ -17,6 +17,7 @@ SCRIPTS = (
     "catalog.sql",
     "phase_one.sql",
     "phase_two.sql",
+    "quarantine.sql",
     "capture.sql",
     "settling.sql",
     "reads.sql",

@@ -87,6 +87,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE at.branch SET state = p_state, settled_at = clock_timestamp()
         WHERE xid = p_xid AND state IN (0, 3) AND (p_branches IS NULL OR branch_id = ANY (p_branches));
+    IF p_state = 3 THEN
+        INSERT INTO at.quarantine (xid) VALUES (p_xid) ON CONFLICT DO NOTHING;  -- the coordinator has to be told
+    END IF;
     RETURN jsonb_build_object('state', p_state, 'rows', p_rows, 'problems', p_problems);
 END
 $$;
@@ -232,6 +235,7 @@ BEGIN
         AND NOT EXISTS (SELECT FROM at.branch o WHERE o.xid = b.xid AND o.state < 1)
         AND NOT EXISTS (SELECT FROM at.step s WHERE s.xid = b.xid);
     GET DIAGNOSTICS purged = ROW_COUNT;
+    DELETE FROM at.resolution r WHERE r.applied_at < clock_timestamp() - interval '7 days' - purge.grace;
     RETURN purged;
 END
 $$;

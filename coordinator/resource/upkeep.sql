@@ -149,6 +149,8 @@ BEGIN
     FOREACH signature IN ARRAY ARRAY[
             'enter(uuid, uuid, timestamptz)', 'keep(jsonb)', 'forget(uuid[], uuid[])', 'undo(uuid, uuid[])',
             'unsettled(int)', 'states(uuid)', 'locks(uuid)', 'purge(interval)', 'claim(text, interval)',
+            'images(uuid, int)', 'resolve(uuid, uuid, text, text, jsonb)', 'doubt(uuid, text)', 'quarantines(int)', 'told(uuid)',
+            'pulse(boolean)', 'heard(uuid)',
             'undo_table(regclass)', 'base_name(regclass)', 'name_of(text)',
             'lock(anyarray)', 'committed(anyelement, boolean)', 'refuse_read(regtype, text)', 'root(regclass)',
             'add_step(text, jsonb, boolean)', 'end_step(uuid)', 'take_steps(text[], int, interval, interval)',

@@ -15,7 +15,7 @@ from coordinator.tc.problems import MEDIA_TYPE, Problem, unauthorized
 CALLER = "caller"
 """Where in a request's state the name of its caller stands."""
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Callers:

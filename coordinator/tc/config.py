@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -25,6 +26,7 @@ OPERATOR = "operator"
 
 
 STORE_RETRY = Backoff(first_s=0.02, cap_s=1.0)
+WEBHOOK_RETRY = Backoff(first_s=1.0, cap_s=300.0, attempts_max=12)
 RENUDGE = Backoff(first_s=2.0, cap_s=600.0, attempts_max=12)
 
 
@@ -77,9 +79,17 @@ class Limits:
     sweep_interval_s: float = 0.5
     sweep_transactions_max: int = 500
     unsettled_alert_s: float = 60.0
-    alert_interval_s: float = 60.0
+    """How long after its decision a transaction may stay unsettled before a person is told, once."""
+    silent_alert_s: float = 60.0
+    """How long a resource with unsettled branches may say nothing before a person is told, once."""
     alerts_max: int = 100
-    """Transactions alerted in one round."""
+    """Alerts opened in one round."""
+    webhook_timeout_s: float = 5.0
+    webhook_at_once_max: int = 8
+    webhook_retry: Backoff = WEBHOOK_RETRY
+    """When an alert that the webhook did not take is sent again; after the last try the log says so."""
+    webhook_lease_s: float = 30.0
+    """How long an alert belongs to the replica that is sending it."""
     history_keep_s: float = 7 * 86400.0
     purge_interval_s: float = 60.0
     purge_transactions_max: int = 5000
@@ -101,6 +111,8 @@ class CoordinatorSettings:
     host: str = "127.0.0.1"
     port: int = 8090
     log_level: str = "INFO"
+    alert_webhook_url: str | None = None
+    alert_webhook_secret: str | None = field(default=None, repr=False)
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
@@ -110,6 +122,7 @@ class CoordinatorSettings:
         keep_s = _number(environ, "HISTORY_KEEP_S", Limits.history_keep_s, least=60.0)
         nudge_wait_s = _number(environ, "NUDGE_WAIT_S", Limits.nudge_wait_s, least=0.0)
         alert_s = _number(environ, "UNSETTLED_ALERT_S", Limits.unsettled_alert_s, least=1.0)
+        silent_s = _number(environ, "SILENT_ALERT_S", Limits.silent_alert_s, least=30.0)
         return cls(
             database_url=_text(environ, "DATABASE_URL"),
             signing_key=_file(environ, "KEY_FILE", SigningKey.from_jwk),
@@ -118,7 +131,11 @@ class CoordinatorSettings:
             host=environ.get(f"{PREFIX}HOST") or "127.0.0.1",
             port=int(_number(environ, "PORT", 8090, least=0)),
             log_level=_level(environ),
-            limits=Limits(history_keep_s=keep_s, nudge_wait_s=nudge_wait_s, unsettled_alert_s=alert_s),
+            alert_webhook_url=_url(environ, "ALERT_WEBHOOK_URL"),
+            alert_webhook_secret=_secret(environ, "ALERT_WEBHOOK_SECRET_FILE"),
+            limits=Limits(
+                history_keep_s=keep_s, nudge_wait_s=nudge_wait_s, unsettled_alert_s=alert_s, silent_alert_s=silent_s
+            ),
         )
 
 
@@ -127,6 +144,22 @@ def _text(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise SettingsError(f"{PREFIX}{name} is not set")
     return value
+
+
+def _url(environ: Mapping[str, str], name: str) -> str | None:
+    text = environ.get(PREFIX + name) or None
+    if text is not None and not (text.startswith(("http://", "https://")) and urlsplit(text).hostname):
+        raise SettingsError(f"{PREFIX}{name} is {text!r}, which is no absolute http or https URL")
+    return text
+
+
+def _secret(environ: Mapping[str, str], name: str) -> str | None:
+    if not environ.get(PREFIX + name):
+        return None
+    text = _file(environ, name, str.strip)
+    if not text:
+        raise SettingsError(f"{PREFIX}{name}: {environ[PREFIX + name]} is empty")
+    return text
 
 
 def _number(environ: Mapping[str, str], name: str, default: float, *, least: float) -> float:

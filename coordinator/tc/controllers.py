@@ -1,6 +1,7 @@
 """The coordinator's HTTP but for messages (see door.py): bodies in and out by msgspec."""
 
 import asyncio
+import time
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -11,20 +12,27 @@ from litestar.datastructures import State
 from litestar.handlers import BaseRouteHandler
 
 from coordinator.protocol import messages as wire
+from coordinator.protocol.messages import Confirm
 from coordinator.protocol.statuses import Decision, Settlement
-from coordinator.tc import views
+from coordinator.tc import metrics, views
 from coordinator.tc.auth import CALLER
+from coordinator.tc.config import OPERATOR
 from coordinator.tc.core.checks import problem_with
+from coordinator.tc.desk import Resolve, unknown
 from coordinator.tc.problems import UNREADABLE_ERRORS, Problem, bad_request, unreadable
 from coordinator.tc.replica import Replica
 
 URL_LENGTH_MAX = 500
 PAGE_DEFAULT = 50
+AGE_MAX_S = 10 * 366 * 86_400
 
 T = TypeVar("T")
 HttpRequest = Request[Any, Any, State]
 
 _wait = msgspec.json.Decoder(wire.Wait)
+_report = msgspec.json.Decoder(wire.Report)
+_pulse = msgspec.json.Decoder(wire.Pulse)
+_resolve = msgspec.json.Decoder(Resolve)
 _announce = msgspec.json.Decoder(wire.Announce)
 _encoder = msgspec.json.Encoder()
 
@@ -70,6 +78,8 @@ async def list_transactions(
     decision: str | None = None,
     settlement: str | None = None,
     name: str | None = None,
+    resource: str | None = None,
+    older_than_s: float | None = None,
     limit: int = PAGE_DEFAULT,
     cursor: str | None = None,
 ) -> Response[bytes]:
@@ -80,15 +90,18 @@ async def list_transactions(
         raise bad_request(f"limit is {limit}; send 1 to {most}.")
     if name is not None and not name.isprintable():
         raise bad_request("name has unprintable characters; send the name as it was begun.")
-    page = await views.page(
-        replica.store,
-        limit,
-        None if cursor is None else _uuid("cursor", cursor),
+    if resource is not None and not resource.isprintable():
+        raise bad_request("resource has unprintable characters; send the name as it was announced.")
+    if older_than_s is not None and not 0 <= older_than_s <= AGE_MAX_S:
+        raise bad_request(f"older_than_s is {older_than_s:g}; send 0 to {AGE_MAX_S} seconds.")
+    wanted = views.Filter(
         None if decision is None else Decision[_word("decision", decision, list(Decision.__members__))],
         None if settlement is None else Settlement[_word("settlement", settlement, list(Settlement.__members__))],
         name,
+        resource,
+        None if older_than_s is None else round((time.time() - older_than_s) * 1000),
     )
-    return _json(page)
+    return _json(await views.page(replica.store, limit, None if cursor is None else _uuid("cursor", cursor), wanted))
 
 
 @get("/v1/transactions/{xid:str}")
@@ -96,12 +109,65 @@ async def show_transaction(request: HttpRequest, xid: str) -> Response[bytes]:
     """All that is known about one transaction."""
     detail = await views.detail(_replica(request).store, _uuid("xid", xid))
     if detail is None:
-        raise Problem(
-            404,
-            "not-found",
-            f"Nothing is known of {xid}: it was never begun, its hints were lost, or it ended long ago and was purged.",
-        )
-    return _json({**msgspec.structs.asdict(detail.transaction), "branches": detail.branches, "waits": detail.waits})
+        raise unknown(_uuid("xid", xid))
+    body = msgspec.structs.asdict(detail)
+    return _json({**msgspec.structs.asdict(body.pop("transaction")), **body})
+
+
+@post("/v1/transactions/{xid:str}/retry", status_code=200)
+async def retry_transaction(request: HttpRequest, xid: str) -> Response[bytes]:
+    """Tells the resources of an unsettled transaction once more, at once. For the operator."""
+    _only_operator(request)
+    return _json({"told": await _replica(request).desk.retry(_uuid("xid", xid))})
+
+
+@post("/v1/transactions/{xid:str}/resolve", status_code=200)
+async def resolve_transaction(request: HttpRequest, xid: str) -> Response[bytes]:
+    """Takes a person's decision about a quarantine, and answers with it and what has come of it. For the operator."""
+    operator = _only_operator(request)
+    message = await _read(request, _resolve)
+    return _json(await _replica(request).desk.resolve(_uuid("xid", xid), message, operator))
+
+
+@get("/v1/resolutions/{resolution_id:str}")
+async def show_resolution(request: HttpRequest, resolution_id: str) -> Response[bytes]:
+    """One decision of a person, with what came of it."""
+    try:
+        return _json(await views.resolution(_replica(request).store, _uuid("resolution_id", resolution_id)))
+    except KeyError as error:
+        raise Problem(404, "not-found", f"No decision {resolution_id} was ever taken down.") from error
+
+
+@get("/v1/waits")
+async def wait_graph(request: HttpRequest) -> Response[bytes]:
+    """Who waits for whom now, over all replicas."""
+    return _json({"items": await views.wait_graph(_replica(request).store)})
+
+
+@post("/v1/quarantine", status_code=200)
+async def report(request: HttpRequest) -> Response[bytes]:
+    """What a resource says about its quarantine; the answer is the decision that waits for it."""
+    message = await _read(request, _report)
+    if wrong := problem_with(Confirm(message.xid, message.resource, message.states)):
+        raise bad_request(f"The report cannot be taken: {wrong}.")
+    return _json(await _replica(request).desk.report(message, request.scope["state"][CALLER]))
+
+
+@post("/v1/resources/pulse", status_code=200)
+async def pulse(request: HttpRequest) -> Response[bytes]:
+    """A resource's life sign."""
+    message = await _read(request, _pulse)
+    if not 0 < len(message.resource) <= wire.NAME_LENGTH_MAX or not message.resource.isprintable():
+        raise bad_request(f"The resource's name has to have 1 to {wire.NAME_LENGTH_MAX} printable characters.")
+    if not (0 <= message.before_ms <= wire.DEADLINE_MAX_MS and 0 <= message.beats < 2**63):
+        raise bad_request("beats or before_ms is out of range; send what at.pulse says.")
+    return _json(await _replica(request).desk.pulse(message))
+
+
+@get("/metrics")
+async def figures(request: HttpRequest) -> Response[bytes]:
+    """Figures in Prometheus' text format. Open to everybody who can reach the port, as the probes are."""
+    return Response((await metrics.text(_replica(request))).encode(), media_type=metrics.MEDIA_TYPE)
 
 
 @get("/v1/statistics")
@@ -129,8 +195,17 @@ async def ready(request: HttpRequest) -> dict[str, str]:
 
 
 HANDLERS: tuple[BaseRouteHandler, ...] = (
-    wait, announce, list_transactions, show_transaction, statistics, health, ready,
+    wait, announce, list_transactions, show_transaction, retry_transaction, resolve_transaction, show_resolution,
+    wait_graph, report, pulse, statistics, figures, health, ready,
 )  # fmt: skip
+
+
+def _only_operator(request: HttpRequest) -> str:
+    """The caller's name. Raises Problem (403) for everybody but the operator."""
+    caller: str = request.scope["state"][CALLER]
+    if caller != OPERATOR:
+        raise Problem(403, "operator-only", f"Only {OPERATOR} may decide here, not {caller}.")
+    return caller
 
 
 def _replica(request: HttpRequest) -> Replica:

@@ -119,6 +119,20 @@ class Nudger:
             except TimeoutError:
                 log.info("nudge.slow", waited_s=timeout_s)
 
+    async def poke(self, resource: str) -> bool:
+        """Makes a resource look at once whether anything waits for it. False when no address of it answers.
+
+        Raises StoreUnavailable.
+        """
+        body = _encoder.encode(Nudge(resource, []))
+        for target in await self._urls_of(resource):
+            try:
+                await self._post(target, body)
+            except (aiohttp.ClientError, TimeoutError, ValueError):
+                continue
+            return True
+        return False
+
     def announced(self, resource: str) -> None:
         """A resource has an address that may be new."""
         self._urls.pop(resource, None)

@@ -9,10 +9,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import asyncpg
 import structlog
 
-from coordinator.protocol.statuses import Decision, Settlement
+from coordinator.tc.alerts import Alerts
 from coordinator.tc.config import Limits
 from coordinator.tc.core.backoff import Backoff
 from coordinator.tc.store import CLASH_ERRORS, Ruled, Store, StoreUnavailable
@@ -32,6 +31,7 @@ class Recovery:
         limits: Limits,
         decided: Callable[[list[Ruled]], None],
         nudge: Callable[[list[Ruled]], None],
+        alerts: Alerts,
         dice: Callable[[], float],
     ) -> None:
         self.timed_out = 0
@@ -39,6 +39,7 @@ class Recovery:
         self._limits = limits
         self._decided = decided
         self._nudge = nudge
+        self._alerts = alerts
         self._dice = dice
         self._alerts_at = 0.0
         self._purge_at = 0.0
@@ -74,25 +75,10 @@ class Recovery:
         now = time.monotonic()
         if now >= self._alerts_at:
             self._alerts_at = now + ALERT_LOOK_INTERVAL_S
-            for row in await self._store.take_alerts():
-                _alert(row)
+            await self._alerts.look()
         purged = 0
         if now >= self._purge_at:
             purged = await self._store.purge()
             if purged < self._limits.purge_transactions_max:
                 self._purge_at = now + self._limits.purge_interval_s
         return len(expired) >= limit or len(due) >= limit or purged >= self._limits.purge_transactions_max
-
-
-def _alert(row: asyncpg.Record) -> None:
-    log.error(
-        "transaction.unsettled",
-        alert=True,
-        xid=str(row["xid"]),
-        name=row["name"],
-        decision=Decision(row["decision"]).name,
-        settlement=Settlement(row["settlement"]).name,
-        resources=row["resources"],
-        nudges=row["nudges"],
-        decided_at=row["decided_at"].isoformat(),
-    )

@@ -12,9 +12,11 @@ import structlog
 from coordinator.protocol.messages import Answer, Ask, Confirm, Decide, Outcome, Request
 from coordinator.protocol.statuses import Decision
 from coordinator.protocol.tokens import TokenMaker
+from coordinator.tc.alerts import Alerts
 from coordinator.tc.batches import Batches
 from coordinator.tc.config import ISSUER, CoordinatorSettings
 from coordinator.tc.core.backoff import Backoff
+from coordinator.tc.desk import Desk
 from coordinator.tc.nudges import Nudger
 from coordinator.tc.recovery import Recovery
 from coordinator.tc.store import STORE_ERRORS, Ruled, Store, StoreTooNew
@@ -38,13 +40,16 @@ class Replica:
         self.batches = Batches(self.store, limits, self._decided, self._confirmed, dice)
         self.nudger = Nudger(self.store, TokenMaker(ISSUER, settings.signing_key), limits, self.batches.submit)
         self.waits = Waits(self.store, self.batches, limits, dice)
-        self.recovery = Recovery(self.store, limits, self._decided, self.nudger.push, dice)
+        self.alerts = Alerts(self.store, limits, settings.alert_webhook_url, settings.alert_webhook_secret, dice)
+        self.desk = Desk(self.store, self.batches, self.nudger, self.alerts, limits)
+        self.recovery = Recovery(self.store, limits, self._decided, self.nudger.push, self.alerts, dice)
         self._dice = dice
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Starts everything. Where the store does not answer for a while, goes on opening it in the background."""
         await self.nudger.open()
+        await self.alerts.open()
         opened = asyncio.Event()
         self._tasks = [asyncio.create_task(self._live(opened), name="replica")]
         opening = asyncio.create_task(opened.wait())
@@ -63,6 +68,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.nudger.close()
+        await self.alerts.close()
         await self.store.close()
 
     async def messages(self, requests: Sequence[Request], caller: str) -> list[Answer]:
@@ -93,6 +99,9 @@ class Replica:
             "waits_open": self.waits.open,
             "deadlocks": self.waits.deadlocks,
             "timed_out": self.recovery.timed_out,
+            "alerts_opened": sum(self.alerts.opened.values()),
+            "webhooks_sent": self.alerts.sent,
+            "webhooks_failed": self.alerts.failed,
         }
 
     def _decided(self, fresh: list[Ruled]) -> None:
@@ -106,7 +115,7 @@ class Replica:
         await self._open()
         opened.set()
         async with asyncio.TaskGroup() as group:
-            for loop in (self.batches.run, self.waits.poll, self.waits.listen, self.recovery.run):
+            for loop in (self.batches.run, self.waits.poll, self.waits.listen, self.recovery.run, self.alerts.deliver):
                 group.create_task(self._keep(loop), name=loop.__qualname__)
 
     async def _keep(self, loop: Callable[[], Awaitable[None]]) -> None:

@@ -32,12 +32,14 @@ DECLARE
     v_now timestamptz;
     v_fresh uuid[];
     v_commits integer[];
+    v_memory timestamptz;
 BEGIN
     -- In xid order, so that the batches of two replicas wait for each other and never in a circle.
     PERFORM 1 FROM tc.global_transaction g
     WHERE g.xid = ANY (p_begin_xid || p_register_xid || p_wish_xid || p_confirm_xid)
     ORDER BY g.xid FOR UPDATE;
     v_now := clock_timestamp();
+    v_memory := (SELECT m.committed_before FROM tc.memory m);  -- after the locks: a purge that was met has moved it
 
     INSERT INTO tc.global_transaction AS g (xid, name, caller, deadline)
     SELECT DISTINCT ON (m.xid) m.xid, m.name, m.caller, to_timestamp(m.deadline_ms / 1000.0)
@@ -54,6 +56,8 @@ BEGIN
         SELECT r.xid, '', r.caller, r.deadline_ms, 2
         FROM unnest(p_register_xid, p_register_caller, p_register_deadline_ms) AS r (xid, caller, deadline_ms)
     ) AS m
+    -- What may have been committed and purged stays unknown: see tc.memory.
+    WHERE to_timestamp(m.deadline_ms / 1000.0) > v_memory
     ORDER BY m.xid, m.rank
     ON CONFLICT (xid) DO UPDATE SET name = excluded.name, caller = excluded.caller
     WHERE g.name = '' AND excluded.name <> '';
@@ -158,7 +162,7 @@ BEGIN
         SELECT t.resource, coalesce(array_agg(t.branch_id) FILTER (WHERE t.committed), '{}') AS branches
         FROM tc.branch t WHERE t.xid = g.xid GROUP BY t.resource
     ) AS b ON true
-    WHERE g.xid = ANY (p_wish_xid);
+    WHERE g.xid = ANY (p_wish_xid) AND g.reason IS DISTINCT FROM 'forgotten';
 
     IF cardinality(p_state_xid) > 0 THEN
         RETURN QUERY
@@ -376,6 +380,9 @@ BEGIN
             AND g.settled_at < clock_timestamp() - p_keep AND g.deadline < clock_timestamp() - p_keep
         ORDER BY g.xid LIMIT p_limit FOR UPDATE SKIP LOCKED
     );
+    UPDATE tc.memory m SET committed_before = p.deadline
+    FROM (SELECT max(g.deadline) AS deadline FROM tc.global_transaction g WHERE g.xid = ANY (v_xids) AND g.decision = 1) AS p
+    WHERE p.deadline > m.committed_before;
     DELETE FROM tc.branch b WHERE b.xid = ANY (v_xids);
     DELETE FROM tc.global_transaction g WHERE g.xid = ANY (v_xids);
     RETURN cardinality(v_xids);

@@ -173,6 +173,13 @@ class Store:
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"the store does not answer: {type(error).__name__}") from error
 
+    async def write(self, deed: Callable[[Any], Awaitable[T]]) -> T:
+        """Runs `deed` on a connection, with the gate and the limits of every write. Raises StoreUnavailable.
+
+        Also one of UNFIT_ERRORS or CLASH_ERRORS, with nothing done.
+        """
+        return await self._write(deed)
+
     async def apply(self, columns: Sequence[Sequence[object]]) -> tuple[list[Ruled], list[Diverged]]:
         """One batch, as `tc.apply` has it, in one database transaction.
 
@@ -188,7 +195,7 @@ class Store:
             )
         )
         self.batches_written += 1
-        return _ruled(rows), _diverged(rows)
+        return ruled_of(rows), _diverged(rows)
 
     async def commit_unheard(self, columns: Sequence[Sequence[object]]) -> set[UUID]:
         """Commits those of the transactions that the store has never heard of, as `tc.commit_unheard` has it.
@@ -212,7 +219,7 @@ class Store:
     async def expire(self, limit: int) -> list[Ruled]:
         """Rolls back up to `limit` transactions that nobody decided in time."""
         statement = "SELECT * FROM tc.expire($1, $2, $3)"
-        return _ruled(await self._write(lambda c: c.fetch(statement, self.replica, self._renudge, limit)))
+        return ruled_of(await self._write(lambda c: c.fetch(statement, self.replica, self._renudge, limit)))
 
     async def wait_for(
         self, wait_id: UUID, holder: UUID, waiter: UUID | None, waiter_deadline_ms: int | None, resource: str
@@ -251,7 +258,7 @@ class Store:
                     await connection.execute("SELECT tc.nudge_again($1, $2)", list(attempts), delays)
             return rows
 
-        return _ruled(await self._write(take))
+        return ruled_of(await self._write(take))
 
     async def announce(self, name: str, nudge_url: str, owner: str) -> str | None:
         """Notes a resource's address for a while. Returns the other owner that the name still belongs to, if any."""
@@ -271,22 +278,6 @@ class Store:
             self._limits.nudge_urls_max,
         )
         return [NudgeUrl(row["nudge_url"], row["owner"]) for row in rows]
-
-    async def take_alerts(self) -> list[asyncpg.Record]:
-        """Transactions that are unsettled for too long and not alerted of late, by any replica; marks them alerted."""
-        statement = (
-            "UPDATE tc.global_transaction g SET alerted_at = clock_timestamp() WHERE g.xid IN ("
-            " SELECT xid FROM tc.global_transaction"
-            " WHERE settlement IN (1, 3) AND decided_at < clock_timestamp() - $1::interval"
-            " AND (alerted_at IS NULL OR alerted_at < clock_timestamp() - $2::interval)"
-            " LIMIT $3 FOR UPDATE SKIP LOCKED)"
-            " RETURNING xid, name, decision, settlement, nudges, decided_at, ARRAY("
-            " SELECT DISTINCT b.resource FROM tc.branch b WHERE b.xid = g.xid AND b.state IN (0, 3)) AS resources"
-        )
-        bound, interval = self._limits.unsettled_alert_s, self._limits.alert_interval_s
-        arguments = (timedelta(seconds=bound), timedelta(seconds=interval), self._limits.alerts_max)
-        rows: list[asyncpg.Record] = await self._write(lambda c: c.fetch(statement, *arguments))
-        return rows
 
     async def purge(self) -> int:
         """Removes one batch of old history and says how many transactions it held."""
@@ -370,7 +361,7 @@ class Store:
                 passing.add_done_callback(_retrieve)
 
     async def _install(self) -> None:
-        tables, functions = _sql("store.sql"), _sql("rulings.sql")
+        tables, functions = _sql("store.sql"), _sql("rulings.sql") + _sql("operating.sql")
         digest = hashlib.sha256((tables + functions).encode()).hexdigest()
         connection = await _driver.connect(self._url, timeout=self._limits.store_timeout_s)
         try:
@@ -411,7 +402,8 @@ def _retrieve(running: asyncio.Future[Any]) -> None:
         running.exception()
 
 
-def _ruled(rows: Sequence[asyncpg.Record]) -> list[Ruled]:
+def ruled_of(rows: Sequence[asyncpg.Record]) -> list[Ruled]:
+    """The rows of a function that returns a line for each resource, by transaction."""
     found: dict[UUID, Ruled] = {}
     for row in rows:
         if row.get("diverged"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
+from coordinator.protocol.ids import uuid7
 from coordinator.protocol.statuses import BranchState, Decision, Settlement
 from coordinator.tc.store import Store
 
@@ -49,12 +53,57 @@ class WaitView(msgspec.Struct, frozen=True):
     since_ms: int
 
 
+class QuarantineView(msgspec.Struct, frozen=True):
+    """What a person has to decide about in one resource: `images` are rows with before, after and now.
+
+    `shown` is the digest that a decision about them names; `reason` says why, where it is no row that was changed.
+    """
+
+    resource: str
+    reason: str | None
+    shown: str
+    total: int
+    images: list[dict[str, Any]]
+    reported_ms: int
+
+
+class ResolutionView(msgspec.Struct, frozen=True):
+    """A person's decision, with the images it was made on; `outcome` is None until the resource has carried it out."""
+
+    resolution_id: UUID
+    xid: UUID
+    resource: str
+    action: str
+    kept: list[dict[str, Any]] | None
+    by: str
+    caller: str
+    decided_ms: int
+    done_ms: int | None
+    outcome: dict[str, Any] | None
+    images: list[dict[str, Any]] | None
+
+
 class TransactionDetail(msgspec.Struct, frozen=True):
-    """One global transaction with its branches and the waits around it."""
+    """One global transaction with its branches, the waits around it, what is quarantined, and what was decided."""
 
     transaction: TransactionView
     branches: list[BranchView]
     waits: list[WaitView]
+    quarantine: list[QuarantineView]
+    resolutions: list[ResolutionView]
+
+
+class GraphWait(msgspec.Struct, frozen=True):
+    """One wait that is open now; names are None where the coordinator has not heard of the transaction."""
+
+    waiter: UUID | None
+    waiter_name: str | None
+    holder: UUID
+    holder_name: str | None
+    holder_decision: str
+    holder_settlement: str
+    resource: str
+    since_ms: int
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -63,13 +112,6 @@ class Page(msgspec.Struct, frozen=True):
     items: list[TransactionView]
     next_cursor: str | None
 
-
-_PAGE = """
-SELECT * FROM tc.global_transaction
-WHERE ($1::smallint IS NULL OR decision = $1) AND ($2::smallint IS NULL OR settlement = $2)
-    AND ($3::text IS NULL OR name = $3) AND ($4::uuid IS NULL OR xid < $4)
-ORDER BY xid DESC LIMIT $5
-"""
 
 _COUNTS = """
 SELECT count(*) FILTER (WHERE decision = 0) AS undecided,
@@ -81,21 +123,56 @@ FROM tc.global_transaction WHERE decision = 0 OR settlement IN (1, 3)
 """
 
 
+GRAPH_MAX = 1000
+"""Waits that the graph shows at most."""
+
+_GRAPH = """
+SELECT w.*, h.name AS holder_name, h.decision, h.settlement, v.name AS waiter_name
+FROM tc.wait w
+LEFT JOIN tc.global_transaction h ON h.xid = w.holder
+LEFT JOIN tc.global_transaction v ON v.xid = w.waiter
+WHERE w.expires_at > clock_timestamp() ORDER BY w.since LIMIT $1
+"""
+
 _WAITS = """
 SELECT * FROM tc.wait WHERE (holder = $1 OR waiter = $1) AND expires_at > clock_timestamp() ORDER BY since LIMIT 200
 """
 
 
-async def page(
-    store: Store,
-    limit: int,
-    cursor: UUID | None = None,
-    decision: Decision | None = None,
-    settlement: Settlement | None = None,
-    name: str | None = None,
-) -> Page:
+@dataclass(frozen=True)
+class Filter:
+    """What a list is narrowed to; None narrows nothing. `began_before_ms` is by the transaction's maker's clock."""
+
+    decision: Decision | None = None
+    settlement: Settlement | None = None
+    name: str | None = None
+    resource: str | None = None
+    began_before_ms: int | None = None
+
+    def sql(self) -> str:
+        """The conditions, on $1 name, $2 resource and $3 the least xid too young.
+
+        States stand in it as numbers, so that what is not finished is found by its own small index.
+        """
+        parts = ["($1::text IS NULL OR g.name = $1)", "($3::uuid IS NULL OR g.xid < $3)"]
+        parts.append("($2::text IS NULL OR EXISTS (SELECT FROM tc.branch b WHERE b.xid = g.xid AND b.resource = $2))")
+        if self.decision is not None:
+            parts.append(f"g.decision = {int(self.decision)}")
+        if self.settlement is not None:
+            parts.append(f"g.settlement = {int(self.settlement)}")
+        if self.settlement is Settlement.OPEN:
+            parts.append("g.decision = 0")
+        if self.settlement in (Settlement.SETTLING, Settlement.QUARANTINED):
+            parts.append("g.settlement IN (1, 3)")
+        return " AND ".join(parts)
+
+
+async def page(store: Store, limit: int, cursor: UUID | None = None, wanted: Filter = Filter()) -> Page:
     """At most `limit` transactions older than `cursor`, filtered. Raises StoreUnavailable."""
-    rows = await store.read(_PAGE, decision, settlement, name, cursor, limit + 1)
+    before = None if wanted.began_before_ms is None else uuid7(wanted.began_before_ms, bytes(10))
+    oldest = min((xid for xid in (cursor, before) if xid is not None), default=None)
+    query = f"SELECT g.* FROM tc.global_transaction g WHERE {wanted.sql()} ORDER BY g.xid DESC LIMIT $4"  # noqa: S608 - made of numbers
+    rows = await store.read(query, wanted.name, wanted.resource, oldest, limit + 1)
     items = [_transaction(row) for row in rows[:limit]]
     return Page(items, str(items[-1].xid) if len(rows) > limit else None)
 
@@ -107,11 +184,53 @@ async def detail(store: Store, xid: UUID) -> TransactionDetail | None:
         return None
     branches = await store.read("SELECT * FROM tc.branch WHERE xid = $1 ORDER BY known_at, resource, branch_id", xid)
     waits = await store.read(_WAITS, xid)
+    quarantine = await store.read("SELECT * FROM tc.quarantine WHERE xid = $1 ORDER BY resource", xid)
+    resolutions = await store.read("SELECT * FROM tc.resolution WHERE xid = $1 ORDER BY decided_at LIMIT 200", xid)
     return TransactionDetail(
         _transaction(rows[0]),
         [_branch(row) for row in branches],
         [WaitView(row["holder"], row["waiter"], row["resource"], _ms(row["since"])) for row in waits],
+        [_quarantine(row) for row in quarantine],
+        [_resolution(row) for row in resolutions],
     )
+
+
+async def wait_graph(store: Store) -> list[GraphWait]:
+    """Who waits for whom now, over all replicas, the longest first, at most GRAPH_MAX. Raises StoreUnavailable."""
+    return [
+        GraphWait(
+            row["waiter"],
+            row["waiter_name"] or None,
+            row["holder"],
+            row["holder_name"] or None,
+            Decision(row["decision"] or 0).name,
+            Settlement(row["settlement"] or 0).name,
+            row["resource"],
+            _ms(row["since"]),
+        )
+        for row in await store.read(_GRAPH, GRAPH_MAX)
+    ]
+
+
+async def resolution(store: Store, resolution_id: UUID) -> ResolutionView:
+    """A decision that was taken down. Raises StoreUnavailable; KeyError where there is none."""
+    rows = await store.read("SELECT * FROM tc.resolution WHERE resolution_id = $1", resolution_id)
+    if not rows:
+        raise KeyError(resolution_id)
+    return _resolution(rows[0])
+
+
+async def pending_resolution(store: Store, xid: UUID, resource: str) -> ResolutionView | None:
+    """The decision about `xid` that `resource` has not carried out yet. Raises StoreUnavailable."""
+    query = "SELECT * FROM tc.resolution WHERE xid = $1 AND resource = $2 AND done_at IS NULL"
+    rows = await store.read(query, xid, resource)
+    return _resolution(rows[0]) if rows else None
+
+
+async def open_alerts(store: Store) -> dict[str, int]:
+    """How many alerts of each kind hold now. Raises StoreUnavailable."""
+    query = "SELECT kind, count(*) AS alerts FROM tc.alert WHERE closed_at IS NULL GROUP BY kind"
+    return {row["kind"]: row["alerts"] for row in await store.read(query)}
 
 
 async def counts(store: Store) -> dict[str, int | None]:
@@ -153,6 +272,37 @@ def _branch(row: asyncpg.Record) -> BranchView:
         known_ms=_ms(row["known_at"]),
         confirmed_ms=_ms_or_none(row["confirmed_at"]),
     )
+
+
+def _quarantine(row: asyncpg.Record) -> QuarantineView:
+    return QuarantineView(
+        resource=row["resource"],
+        reason=row["reason"],
+        shown=row["digest"],
+        total=row["total"],
+        images=json.loads(row["images"]),
+        reported_ms=_ms(row["reported_at"]),
+    )
+
+
+def _resolution(row: asyncpg.Record) -> ResolutionView:
+    return ResolutionView(
+        resolution_id=row["resolution_id"],
+        xid=row["xid"],
+        resource=row["resource"],
+        action=row["action"],
+        kept=_json_or_none(row["kept"]),
+        by=row["decided_by"],
+        caller=row["caller"],
+        decided_ms=_ms(row["decided_at"]),
+        done_ms=_ms_or_none(row["done_at"]),
+        outcome=_json_or_none(row["outcome"]),
+        images=_json_or_none(row["images"]),
+    )
+
+
+def _json_or_none(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
 
 
 def _ms(instant: datetime) -> int:

@@ -47,13 +47,23 @@ class KnownBranch:
     committed: bool
 
 
-def rule(stored: Stored | None, wish: Wish, deadline_ms: int, now_ms: int, reason: str = Reason.ASKED) -> Ruling:
+def rule(
+    stored: Stored | None,
+    wish: Wish,
+    deadline_ms: int,
+    now_ms: int,
+    reason: str = Reason.ASKED,
+    memory_ms: int | None = None,
+) -> Ruling:
     """The ruling on `wish` at `now_ms`. Total; the first decision stands for ever.
 
     The deadline that the store heard first counts, else that of the message. A commit after it is a rollback. To ask
     after it is one too (presumed abort); to ask before it leaves the transaction undecided. `reason` is that of a
-    rollback which somebody wants.
+    rollback which somebody wants. Of an unknown transaction whose deadline is not after `memory_ms` nothing is decided:
+    it may be one that was committed and purged.
     """
+    if stored is None and memory_ms is not None and deadline_ms <= memory_ms:
+        return Ruling(Decision.UNDECIDED, None, fresh=False)
     known = stored or Stored(Decision.UNDECIDED, None, deadline_ms)
     if known.decision is not Decision.UNDECIDED:
         return Ruling(known.decision, known.reason, fresh=False)

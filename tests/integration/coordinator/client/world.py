@@ -66,7 +66,9 @@ class TcProcess:
         self._folder = folder
         self._store = store
         self._process: subprocess.Popen[bytes] | None = None
-        self.keys = {name: SigningKey.generate(name) for name in ("coordinator", "bank", "shop", "stranger")}
+        self.keys = {
+            name: SigningKey.generate(name) for name in ("coordinator", "bank", "shop", "operator", "stranger")
+        }
         known = [key.public_jwk() for name, key in self.keys.items() if name != "stranger"]
         (folder / "keys.json").write_text(json.dumps({"keys": known}))
         (folder / "coordinator.jwk").write_text(self.keys["coordinator"].private_jwk())

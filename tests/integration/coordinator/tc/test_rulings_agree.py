@@ -65,20 +65,23 @@ async def _insert(connection: asyncpg.Connection, xid: UUID, stored: Stored) -> 
 
 
 async def test_the_store_rules_as_the_readable_rule_does(database: str) -> None:
-    """Every stored state, wish and pair of deadlines is ruled alike by SQL and by Python."""
+    """Every stored state, wish, pair of deadlines and end of memory is ruled alike by SQL and by Python."""
     connection = await _installed(database)
     now, early, late = now_ms(), now_ms(-3600), now_ms(3600)
     decided = [(Decision.UNDECIDED, None), (Decision.COMMITTED, "asked"), (Decision.ROLLED_BACK, "timed_out")]
     states = [None, *(Stored(d, reason, deadline) for (d, reason), deadline in product(decided, (early, late)))]
     try:
-        for stored, wish, deadline_ms in product(states, Wish, (early, late)):
+        for memory_ms, stored, wish, deadline_ms in product((None, now_ms(-1800)), states, Wish, (early, late)):
+            await connection.execute(
+                "UPDATE tc.memory SET committed_before = coalesce(to_timestamp($1 / 1000.0), '-infinity')", memory_ms
+            )
             xid = new_xid()
             if stored is not None:
                 await _insert(connection, xid, stored)
-            expected = rule(stored, wish, deadline_ms, now, reason="deadlock")
+            expected = rule(stored, wish, deadline_ms, now, reason="deadlock", memory_ms=memory_ms)
             row = await connection.fetchrow(APPLY, xid, int(wish), deadline_ms)
             ruled = (row["decision"], row["reason"], row["fresh"]) if row else (Decision.UNDECIDED, None, False)
-            assert ruled == (expected.decision, expected.reason, expected.fresh), (stored, wish, deadline_ms)
+            assert ruled == (expected.decision, expected.reason, expected.fresh), (stored, wish, deadline_ms, memory_ms)
     finally:
         await connection.close()
 
