@@ -64,6 +64,18 @@ def _scenes(incomplete: str) -> list[str]:
     return completion.scenes(incomplete)
 
 
+def _unsettled(context: typer.Context, incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.unsettled(context.params.get("data"), incomplete)
+
+
+def _quarantined(context: typer.Context, incomplete: str) -> list[str]:
+    from deploy.commands import completion
+
+    return completion.quarantined(context.params.get("data"), incomplete)
+
+
 def _benchmarks(incomplete: str) -> list[str]:
     from deploy.commands import completion
 
@@ -76,6 +88,15 @@ class DecisionName(StrEnum):
     UNDECIDED = "undecided"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
+
+
+class SettlementName(StrEnum):
+    """How far the resources have followed the decision."""
+
+    OPEN = "open"
+    SETTLING = "settling"
+    SETTLED = "settled"
+    QUARANTINED = "quarantined"
 
 
 @app.command()
@@ -198,25 +219,90 @@ def transactions_list(
     data: Data = None,
     as_json: AsJson = False,
     decision: Annotated[Optional[DecisionName], typer.Option(help="Only those decided so.")] = None,  # noqa: UP045
+    settlement: Annotated[Optional[SettlementName], typer.Option(help="Only those settled so far.")] = None,  # noqa: UP045
     name: Annotated[Optional[str], typer.Option(help="Only those of this name, such as book.")] = None,  # noqa: UP045
+    resource: Annotated[Optional[str], typer.Option(help="Only those with a branch there.")] = None,  # noqa: UP045
+    older_than: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="AGE", help="Only those begun longer ago: 90s, 10m, 2h, 7d."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=TRANSACTIONS_MAX, help="At most so many.")] = 20,
+    cursor: Annotated[Optional[str], typer.Option(help="Go on after this: the next_cursor of a page.")] = None,  # noqa: UP045
 ) -> None:
     """List global transactions, the newest first."""
     from deploy.commands import transactions as command
 
-    command.show_list(data, as_json, decision.value if decision else None, name, limit, TRANSACTIONS_MAX)
+    wanted = {"name": name, "resource": resource, "limit": limit, "cursor": cursor}
+    wanted |= {"decision": decision and decision.value, "settlement": settlement and settlement.value}
+    command.show_list(data, as_json, wanted, older_than)
 
 
 @transactions_app.command("show")
 def transactions_show(
-    xid: Annotated[str, typer.Argument(help="The global transaction's xid.")],
+    xid: Annotated[str, typer.Argument(help="The global transaction's xid.", autocompletion=_unsettled)],
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one global transaction with its branches."""
+    """Show one global transaction: branches, images of what is quarantined, what was decided, who waits."""
     from deploy.commands import transactions as command
 
     command.show_one(data, xid, as_json)
+
+
+@transactions_app.command("retry")
+def transactions_retry(
+    xid: Annotated[str, typer.Argument(help="The global transaction's xid.", autocompletion=_unsettled)],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the resources of an unsettled transaction once more, at once."""
+    from deploy.commands import transactions as command
+
+    command.retry(data, xid, as_json)
+
+
+@transactions_app.command("resolve")
+def transactions_resolve(
+    xid: Annotated[str, typer.Argument(help="The global transaction's xid.", autocompletion=_quarantined)],
+    data: Data = None,
+    as_json: AsJson = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the changed rows as they are now, undo the others.")
+    ] = False,
+    restore: Annotated[bool, typer.Option("--restore", help="Put all rows back as they were before.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Undo, if every row is as it was left by now.")] = False,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Leave all rows as they are now.")] = False,
+    resource: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only in this resource.  [default: in each where something is quarantined]"),
+    ] = None,
+    row: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="ROW", help="With --keep, only this row; as shown: 'public.night {\"id\": 1}'. Repeatable."
+        ),
+    ] = None,
+    shown: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="DIGEST", help="Only if the rows are as they were shown with this digest."),
+    ] = None,
+    by: Annotated[Optional[str], typer.Option(help="Who decides.  [default: the user of this machine]")] = None,  # noqa: UP045
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Decide what becomes of rows that were changed behind the triggers. Asks before it does anything."""
+    from deploy.commands import resolve as command
+
+    chosen = {"keep": keep, "restore": restore, "retry": retry, "keep_all": keep_all}
+    actions = [name for name, wanted in chosen.items() if wanted]
+    command.resolve(data, xid, actions, command.Wishes(resource, tuple(row or ()), shown, by), as_json, yes)
+
+
+@transactions_app.command("wait-graph")
+def transactions_wait_graph(data: Data = None, as_json: AsJson = False) -> None:
+    """Show who waits for whom now."""
+    from deploy.commands import transactions as command
+
+    command.wait_graph(data, as_json)
 
 
 def main() -> None:

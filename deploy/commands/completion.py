@@ -7,6 +7,9 @@ from pathlib import Path
 
 from deploy.embedded.problems import RuntimeProblem
 
+CALL_TIMEOUT_S = 1.0
+"""How long a shell may wait for a running system."""
+
 
 def services(incomplete: str) -> list[str]:
     """What `serve` takes."""
@@ -39,6 +42,30 @@ def benchmarks(incomplete: str) -> list[str]:
     from deploy.commands.bench import benchmarks as known
 
     return _beginning(known(), incomplete)
+
+
+def unsettled(data: Path | None, incomplete: str) -> list[str]:
+    """Transactions that wait for their resources, or for a person."""
+    return [*_transactions(data, "quarantined", incomplete), *_transactions(data, "settling", incomplete)]
+
+
+def quarantined(data: Path | None, incomplete: str) -> list[str]:
+    """Transactions that wait for a person."""
+    return _transactions(data, "quarantined", incomplete)
+
+
+def _transactions(data: Path | None, settlement: str, incomplete: str) -> list[str]:
+    import asyncio
+    from dataclasses import replace
+
+    from deploy.commands.transactions import coordinator
+
+    try:
+        calls = replace(coordinator(data), timeout_s=CALL_TIMEOUT_S)
+        page = asyncio.run(calls.call("GET", f"/v1/transactions?settlement={settlement}"))
+    except (RuntimeProblem, OSError):
+        return []
+    return _beginning((item["xid"] for item in page["items"]), incomplete)
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:

@@ -23,13 +23,13 @@ from deploy.embedded.programs import ProcessRecord, stop_process
 from deploy.embedded.secrets import COORDINATOR
 from deploy.embedded.state import Phase, ProgramPhase, SystemState, read_state
 from deploy.embedded.topology import CHECKOUT, DATABASES, Topology, inherited_environment
+from deploy.operator_calls import CoordinatorCalls
 
 DATA_VARIABLE = "PAWSTAY_DATA"
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 90.0
 RELOAD_TIMEOUT_S = 90.0
 POLL_S = 0.05
-CALL_TIMEOUT_S = 10.0
 SUPERVISOR_LOG = "supervisor"
 
 
@@ -213,28 +213,15 @@ class EmbeddedSystem:
             time.sleep(POLL_S)
         raise RuntimeProblem(f"{program} did not come back within {timeout_s:.0f} s.", ExitCode.START_FAILED)
 
+    def coordinator_calls(self) -> CoordinatorCalls:
+        """The running coordinator, as an operator calls it. Raises RuntimeProblem when nothing runs."""
+        topology = self.topology()
+        token = topology.secrets.operator_token(COORDINATOR)
+        return CoordinatorCalls(topology.url_of(COORDINATOR), token, "look at 'pawstay logs coordinator'")
+
     async def coordinator_json(self, path: str) -> Any:
         """What the coordinator answers an operator at `path`. Raises RuntimeProblem with its own words."""
-        import aiohttp
-
-        topology = self.topology()
-        headers = {"Authorization": f"Bearer {topology.secrets.operator_token(COORDINATOR)}"}
-        timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
-                session.get(f"{topology.url_of(COORDINATOR)}{path}", headers=headers) as answer,
-            ):
-                body = await answer.json(content_type=None)
-                if answer.status >= 400:
-                    reason = body.get("detail", body) if isinstance(body, dict) else body
-                    raise RuntimeProblem(f"the coordinator answers {answer.status}: {reason}", ExitCode.FAILED)
-                return body
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise RuntimeProblem(
-                f"the coordinator does not answer ({type(error).__name__}): look at 'pawstay logs coordinator'.",
-                ExitCode.FAILED,
-            ) from error
+        return await self.coordinator_calls().call("GET", path)
 
     async def restart_with(self, environment: Mapping[str, str]) -> None:
         """Starts the service processes anew with `environment` on top of theirs; they work when it returns.
