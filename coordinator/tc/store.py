@@ -32,7 +32,7 @@ Connection: TypeAlias = Any
 
 _driver: Any = asyncpg
 
-VERSION = 1
+VERSION = 2
 """Of the store's schema. A store with a greater one belongs to a newer coordinator and is left alone."""
 
 SESSION = {

@@ -55,6 +55,16 @@ def test_every_setting_of_a_service_is_in_the_reference() -> None:
     assert [name for name in Settings.model_fields if f"`PAWSTAY_{name.upper()}`" not in page] == []
 
 
+def test_every_setting_of_the_coordinator_is_in_the_reference() -> None:
+    """What the coordinator reads from its environment stands in the settings page and in that of its API."""
+    source = (ROOT / "coordinator" / "tc" / "config.py").read_text(encoding="utf-8")
+    names = set(re.findall(r'environ, "([A-Z_]+)"', source)) | set(re.findall(r'f"{PREFIX}([A-Z_]+)"', source))
+    assert {"DATABASE_URL", "HOST", "ALERT_WEBHOOK_URL"} <= names
+    for page in ("settings.md", "coordinator-api.md"):
+        text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+        assert [name for name in sorted(names) if f"`PAWSTAY_{name}`" not in text] == [], page
+
+
 def commands() -> dict[str, set[str]]:
     """Every command that a person may give, with its flags."""
 

@@ -67,6 +67,15 @@ def test_a_system_that_is_up_answers_through_its_gateway_and_says_so(system: Emb
     assert get(f"{shown['gateway_url']}/healthz") == 200
 
 
+def test_the_operator_of_a_running_system_needs_no_settings(system: EmbeddedSystem, tmp_path: Path) -> None:
+    """The coordinator and the operator's key are found in the data folder."""
+    data = ["--data", str(system.folder)]
+    page = json.loads(pawstay("transactions", "list", "--json", *data, folder=tmp_path).out)
+    assert set(page) == {"items", "next_cursor"}
+    said = pawstay("transactions", "retry", "01a21248-280c-7e81-acff-2ba8d04d1984", *data, folder=tmp_path)
+    assert (said.code, "Nothing is known of" in said.text) == (1, True), said
+
+
 def test_a_second_up_says_that_it_is_up(system: EmbeddedSystem, tmp_path: Path) -> None:
     """Nothing is started twice, and it is no error."""
     said = pawstay("up", "--detach", "--data", str(system.folder), folder=tmp_path)

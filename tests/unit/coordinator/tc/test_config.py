@@ -51,6 +51,9 @@ def test_what_is_set_counts(environ: dict[str, str]) -> None:
         ("PAWSTAY_CALLERS", '{"order": 1}'),
         ("PAWSTAY_HISTORY_KEEP_S", "1"),
         ("PAWSTAY_LOG_LEVEL", "LOUD"),
+        ("PAWSTAY_SILENT_ALERT_S", "1"),
+        ("PAWSTAY_ALERT_WEBHOOK_URL", "hooks.example"),
+        ("PAWSTAY_ALERT_WEBHOOK_SECRET_FILE", "/nowhere"),
     ],
 )
 def test_a_wrong_variable_is_named(environ: dict[str, str], name: str, value: str) -> None:
@@ -63,3 +66,17 @@ def test_a_file_that_is_no_key_is_named(environ: dict[str, str]) -> None:
     """A public key set in the place of the private key is not taken."""
     with pytest.raises(SettingsError, match="PAWSTAY_KEY_FILE"):
         CoordinatorSettings.from_env(environ | {"PAWSTAY_KEY_FILE": environ["PAWSTAY_KEYS_FILE"]})
+
+
+def test_alerts_go_where_the_settings_say(environ: dict[str, str], tmp_path: Path) -> None:
+    """Address and secret; the secret is shown nowhere, and an empty one is no secret."""
+    secret = tmp_path / "secret"
+    secret.write_text("between us\n")
+    more = {"PAWSTAY_ALERT_WEBHOOK_URL": "https://hooks.example/x", "PAWSTAY_ALERT_WEBHOOK_SECRET_FILE": str(secret)}
+    settings = CoordinatorSettings.from_env(environ | more | {"PAWSTAY_SILENT_ALERT_S": "90"})
+    assert (settings.alert_webhook_url, settings.alert_webhook_secret) == ("https://hooks.example/x", "between us")
+    assert settings.limits.silent_alert_s == 90
+    assert "between us" not in repr(settings)
+    secret.write_text(" \n")
+    with pytest.raises(SettingsError, match=r"SECRET_FILE.*empty"):
+        CoordinatorSettings.from_env(environ | more)
