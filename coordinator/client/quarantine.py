@@ -12,11 +12,12 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from asyncpg.exceptions import PostgresError
 
 from coordinator import resource as at
 from coordinator.client.phase_two import SettleConnections
 from coordinator.client.transport import Transport
-from coordinator.protocol.errors import CoordinatorUnavailable
+from coordinator.protocol.errors import CallerRefused, CoordinatorError, CoordinatorUnavailable
 from coordinator.protocol.ids import ResourceName
 from coordinator.protocol.messages import Images, Pulse, PulseAnswer, Report, ReportAnswer, Resolution, Resolved
 from coordinator.protocol.statuses import BranchState
@@ -65,7 +66,7 @@ class Quarantines:
     async def attend(self, *, now: bool) -> None:
         """Reports what is due, or everything `now`, and carries out what was decided.
 
-        Raises asyncpg's errors, and CoordinatorError: the next round goes on.
+        Raises what says that the database or the coordinator is away: the next round goes on.
         """
         async with self._connections.acquire() as connection:
             listed = await at.quarantines(connection, LISTED_MAX)
@@ -76,8 +77,15 @@ class Quarantines:
         due = [one for one in listed if now or self._due.get(one[0], float("-inf")) <= self._clock()]
         due.sort(key=lambda one: self._due.get(one[0], float("-inf")))
         for xid, reason in due[:REPORTS_MAX]:
-            await self._attend_one(xid, reason)
-            self._due[xid] = self._clock() + REPORT_INTERVAL_S
+            self._due[xid] = (
+                self._clock() + REPORT_INTERVAL_S
+            )  # before the try: one that fails must not hold up the others
+            try:
+                await self._attend_one(xid, reason)
+            except (PostgresError, CoordinatorError) as error:
+                if isinstance(error, CoordinatorUnavailable | CallerRefused):
+                    raise
+                _log.warning("quarantine.postponed", xid=str(xid), resource=self._resource, error=repr(error))
 
     async def pulse(self) -> None:
         """Gives a life sign when one is due, and hears how far the coordinator remembers. Raises as `attend` does."""

@@ -36,10 +36,10 @@ INSERT INTO at.life DEFAULT VALUES ON CONFLICT DO NOTHING;
 -- Those of an installation that did not have the table yet.
 INSERT INTO at.quarantine (xid) SELECT DISTINCT b.xid FROM at.branch b WHERE b.state = 3 ON CONFLICT DO NOTHING;
 
--- An image as it is shown: one that is longer than 64 KiB by its length alone.
+-- An image as it is shown: one that is longer than 16 KiB by its length alone.
 CREATE OR REPLACE FUNCTION at.shown(image jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN octet_length(image::text) > 65536
+    SELECT CASE WHEN octet_length(image::text) > 16384
         THEN jsonb_build_object('at__bytes', octet_length(image::text)) ELSE image END;
 $$;
 

@@ -80,13 +80,13 @@ CREATE OR REPLACE FUNCTION tc.retry(p_xid uuid, p_renudge interval) RETURNS TABL
     xid uuid, decision smallint, nudges smallint, resource text, branches uuid[]
 ) LANGUAGE sql AS $$
     UPDATE tc.global_transaction g SET nudges = 0, next_nudge_at = clock_timestamp() + p_renudge
-    WHERE g.xid = p_xid AND g.settlement IN (1, 3)
+    WHERE g.xid = p_xid AND g.settlement IN (1, 3) AND g.reason IS DISTINCT FROM 'forgotten'
         AND EXISTS (SELECT FROM tc.branch b WHERE b.xid = p_xid AND b.state = 0 AND (b.committed OR g.decision = 2));
     SELECT g.xid, g.decision, g.nudges, b.resource,
         coalesce((SELECT array_agg(c.branch_id) FROM tc.branch c
                   WHERE c.xid = g.xid AND c.resource = b.resource AND c.committed), '{}')
     FROM tc.global_transaction g JOIN tc.branch b ON b.xid = g.xid AND b.state = 0 AND (b.committed OR g.decision = 2)
-    WHERE g.xid = p_xid AND g.settlement IN (1, 3)
+    WHERE g.xid = p_xid AND g.settlement IN (1, 3) AND g.reason IS DISTINCT FROM 'forgotten'
     GROUP BY g.xid, g.decision, g.nudges, b.resource;
 $$;
 

@@ -316,6 +316,7 @@ CREATE OR REPLACE FUNCTION tc.nudges_due(p_limit integer) RETURNS TABLE (
     WITH due AS (
         SELECT g.xid, g.decision, g.nudges FROM tc.global_transaction g
         WHERE g.settlement IN (1, 3) AND g.next_nudge_at <= clock_timestamp()
+            AND g.reason IS DISTINCT FROM 'forgotten'  -- nobody may be told that this one was rolled back
         ORDER BY g.next_nudge_at LIMIT p_limit FOR UPDATE SKIP LOCKED
     )
     SELECT d.xid, d.decision, d.nudges, b.resource,
@@ -383,6 +384,7 @@ BEGIN
     UPDATE tc.memory m SET committed_before = p.deadline
     FROM (SELECT max(g.deadline) AS deadline FROM tc.global_transaction g WHERE g.xid = ANY (v_xids) AND g.decision = 1) AS p
     WHERE p.deadline > m.committed_before;
+    DELETE FROM tc.alert a WHERE a.closed_at < clock_timestamp() - p_keep;
     DELETE FROM tc.branch b WHERE b.xid = ANY (v_xids);
     DELETE FROM tc.global_transaction g WHERE g.xid = ANY (v_xids);
     RETURN cardinality(v_xids);

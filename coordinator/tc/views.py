@@ -150,29 +150,33 @@ class Filter:
     began_before_ms: int | None = None
 
     def sql(self) -> str:
-        """The conditions, on $1 name, $2 resource and $3 the least xid too young.
+        """The page: $1 name, $2 resource, $3 the least xid that is too young, $4 how many.
 
-        States stand in it as numbers, so that what is not finished is found by its own small index.
+        States stand in it as numbers. What is not finished is looked up in its own small index, whatever history holds;
+        the planner must not weigh that against walking through history in the order that is wanted.
         """
-        parts = ["($1::text IS NULL OR g.name = $1)", "($3::uuid IS NULL OR g.xid < $3)"]
-        parts.append("($2::text IS NULL OR EXISTS (SELECT FROM tc.branch b WHERE b.xid = g.xid AND b.resource = $2))")
+        source, states = "tc.global_transaction", []
         if self.decision is not None:
-            parts.append(f"g.decision = {int(self.decision)}")
+            states.append(f"g.decision = {int(self.decision)}")
         if self.settlement is not None:
-            parts.append(f"g.settlement = {int(self.settlement)}")
-        if self.settlement is Settlement.OPEN:
-            parts.append("g.decision = 0")
+            states.append(f"g.settlement = {int(self.settlement)}")
         if self.settlement in (Settlement.SETTLING, Settlement.QUARANTINED):
-            parts.append("g.settlement IN (1, 3)")
-        return " AND ".join(parts)
+            source = "(SELECT * FROM tc.global_transaction WHERE settlement IN (1, 3) OFFSET 0)"
+        elif self.settlement is Settlement.OPEN or self.decision is Decision.UNDECIDED:
+            source = "(SELECT * FROM tc.global_transaction WHERE decision = 0 OFFSET 0)"
+        narrowed = " AND ".join(["g.xid < coalesce($3::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')", *states])
+        return f"""
+            SELECT g.* FROM {source} g WHERE {narrowed} AND ($1::text IS NULL OR g.name = $1)
+                AND ($2::text IS NULL OR EXISTS (SELECT FROM tc.branch b WHERE b.xid = g.xid AND b.resource = $2))
+            ORDER BY g.xid DESC LIMIT $4
+        """  # noqa: S608 - made of numbers
 
 
 async def page(store: Store, limit: int, cursor: UUID | None = None, wanted: Filter = Filter()) -> Page:
     """At most `limit` transactions older than `cursor`, filtered. Raises StoreUnavailable."""
     before = None if wanted.began_before_ms is None else uuid7(wanted.began_before_ms, bytes(10))
     oldest = min((xid for xid in (cursor, before) if xid is not None), default=None)
-    query = f"SELECT g.* FROM tc.global_transaction g WHERE {wanted.sql()} ORDER BY g.xid DESC LIMIT $4"  # noqa: S608 - made of numbers
-    rows = await store.read(query, wanted.name, wanted.resource, oldest, limit + 1)
+    rows = await store.read(wanted.sql(), wanted.name, wanted.resource, oldest, limit + 1)
     items = [_transaction(row) for row in rows[:limit]]
     return Page(items, str(items[-1].xid) if len(rows) > limit else None)
 

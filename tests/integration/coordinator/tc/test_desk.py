@@ -11,8 +11,11 @@ import msgspec
 import pytest
 
 from coordinator.protocol.messages import Confirm, Images, Pulse, PulseAnswer, Report, ReportAnswer, Resolved, Wait
-from coordinator.protocol.statuses import BranchState
+from coordinator.protocol.statuses import BranchState, Decision, Settlement
+from coordinator.tc.store import Store
+from coordinator.tc.views import Filter
 from tests.integration.coordinator.tc.harness import (
+    QUICK,
     Caller,
     begin,
     branch_of,
@@ -23,6 +26,11 @@ from tests.integration.coordinator.tc.harness import (
     resource_at,
     rollback,
 )
+
+HISTORY = """
+INSERT INTO tc.global_transaction (xid, name, caller, deadline, decision, reason, decided_at, settlement, settled_at)
+SELECT gen_random_uuid(), 'book', 'order', now(), 1, 'asked', now(), 2, now() FROM generate_series(1, 2000)
+"""
 
 ROWS = [{"table": "public.night", "key": {"id": 1}, "before": {"free": 2}, "after": {"free": 1}, "now": {"free": 9}}]
 
@@ -263,3 +271,24 @@ async def test_lists_are_filtered_by_resource_and_age(tc: Caller) -> None:
     assert await found(resource="capacity", older_than_s="50", settlement="settling") == {str(old)}
     assert await found(older_than_s="1000") == set()
     assert (await tc.get("/v1/transactions", older_than_s="-1"))[0] == 400
+
+
+async def test_what_is_not_finished_is_found_without_reading_history(database: str) -> None:
+    """Lists of the unsettled and the undecided use their own index; a page deep in history begins at its cursor."""
+    store = Store(database, uuid4(), QUICK)
+    await store.open()
+    try:
+        await store.read(HISTORY)
+        for wanted, index in (
+            (Filter(settlement=Settlement.QUARANTINED), "unsettled"),
+            (Filter(settlement=Settlement.SETTLING, resource="capacity"), "unsettled"),
+            (Filter(decision=Decision.UNDECIDED), "undecided"),
+            (Filter(settlement=Settlement.OPEN), "undecided"),
+        ):
+            plan = await store.read(f"EXPLAIN {wanted.sql()}", wanted.name, wanted.resource, None, 51)
+            scans = [row[0] for row in plan if "Index Scan" in row[0] and "branch" not in row[0]]
+            assert [index in scan for scan in scans] == [True], plan
+        plan = await store.read(f"EXPLAIN {Filter().sql()}", None, None, new_xid(), 51)
+        assert any("Index Cond: (xid <" in row[0] for row in plan), plan
+    finally:
+        await store.close()
