@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -22,13 +22,19 @@ import msgspec
 import structlog
 
 from coordinator.tc.config import Limits
-from coordinator.tc.store import CLASH_ERRORS, Store, StoreUnavailable
+from coordinator.tc.store import CLASH_ERRORS, Diverged, Store, StoreUnavailable
 
 DELIVER_INTERVAL_S = 0.5
 """Pause between two looks for alerts that are due."""
 
 SIGNATURE_HEADER = "X-Coordinator-Signature"
 """``t=<seconds>,v1=<hex>``: HMAC-SHA256 with the secret over ``<seconds>.<body>``."""
+
+_DIVERGED = """
+INSERT INTO tc.alert (kind, subject, detail, next_send_at)
+VALUES ('transaction.diverged', $1, $2, CASE WHEN $3::boolean THEN clock_timestamp() END)
+ON CONFLICT (kind, subject) WHERE closed_at IS NULL DO NOTHING
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +59,7 @@ class Alerts:
         self._url = url
         self._secret = secret
         self._dice = dice
+        self._diverged: deque[dict[str, Any]] = deque()
         self._http: aiohttp.ClientSession | None = None
 
     @property
@@ -70,8 +77,25 @@ class Alerts:
         if self._http is not None:
             await self._http.close()
 
+    def diverged(self, split: Diverged) -> None:
+        """A resource did the opposite of a decision: told at once, and written down with the next look."""
+        detail = {
+            "xid": str(split.xid),
+            "decision": split.decision.name,
+            "resource": split.resource,
+            "branches": [str(branch) for branch in split.branches],
+        }
+        self.tell("transaction.diverged", detail)
+        if len(self._diverged) < self._limits.alerts_max:
+            self._diverged.append(detail)
+
     async def look(self) -> None:
         """Opens what is due and closes what is over. Raises StoreUnavailable or one of CLASH_ERRORS."""
+        while self._diverged:
+            detail = self._diverged[0]
+            found = (detail["xid"], json.dumps(detail), self.sends)
+            await self._store.write(lambda c: c.execute(_DIVERGED, *found))  # noqa: B023 - awaited at once
+            self._diverged.popleft()
         bounds = (timedelta(seconds=self._limits.unsettled_alert_s), timedelta(seconds=self._limits.silent_alert_s))
         statement = "SELECT * FROM tc.look_for_alerts($1, $2, $3, $4)"
         arguments = (*bounds, self._limits.alerts_max, self.sends)

@@ -68,7 +68,8 @@ class _Call:
 class Batches:
     """The only way in which anything becomes known or decided.
 
-    `decided` hears of every fresh decision, once; `confirmed` of messages that were noted, confirmations among them.
+    `decided` hears of every fresh decision, once; `confirmed` of messages that were noted, confirmations among them;
+    `diverged` of branches whose resource did the opposite.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Batches:
         limits: Limits,
         decided: Callable[[list[Ruled]], None],
         confirmed: Callable[[Sequence[Message]], None],
+        diverged: Callable[[Diverged], None],
         dice: Callable[[], float],
     ) -> None:
         self.messages = 0
@@ -84,6 +86,7 @@ class Batches:
         self._limits = limits
         self._decided = decided
         self._confirmed = confirmed
+        self._diverged = diverged
         self._dice = dice
         self._pending: deque[_Call] = deque()
         self._waiting = 0
@@ -223,7 +226,7 @@ class Batches:
             _log_decided(fresh)
             self._decided(fresh)
         for split in diverged:
-            _log_diverged(split)
+            self._diverged(split)
         _finish(calls, None)
 
     async def _apply(self, calls: list[_Call]) -> tuple[list[Ruled], list[Diverged]]:
@@ -376,14 +379,3 @@ def _log_decided(fresh: list[Ruled]) -> None:
             log.info(
                 "transaction.rolled_back", xid=str(ruled.xid), reason=ruled.reason, resources=list(ruled.resources)
             )
-
-
-def _log_diverged(split: Diverged) -> None:
-    log.error(
-        "transaction.diverged",
-        alert=True,
-        xid=str(split.xid),
-        decision=split.decision.name,
-        resource=split.resource,
-        branches=[str(branch) for branch in split.branches],
-    )

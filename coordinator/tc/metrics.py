@@ -9,7 +9,9 @@ from coordinator.tc import views
 from coordinator.tc.replica import Replica
 
 MEDIA_TYPE = "text/plain; version=0.0.4"
-ALERT_KINDS = ("transaction.unsettled", "transaction.quarantined", "resource.silent", "resource.went_back")
+ALERT_KINDS = (
+    "transaction.unsettled", "transaction.quarantined", "transaction.diverged", "resource.silent", "resource.went_back",
+)  # fmt: skip
 """The kinds that are shown also while there is none."""
 
 

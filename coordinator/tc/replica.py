@@ -37,10 +37,10 @@ class Replica:
         self.limits = limits
         self.replica_id = uuid4()
         self.store = Store(settings.database_url, self.replica_id, limits)
-        self.batches = Batches(self.store, limits, self._decided, self._confirmed, dice)
+        self.alerts = Alerts(self.store, limits, settings.alert_webhook_url, settings.alert_webhook_secret, dice)
+        self.batches = Batches(self.store, limits, self._decided, self._confirmed, self.alerts.diverged, dice)
         self.nudger = Nudger(self.store, TokenMaker(ISSUER, settings.signing_key), limits, self.batches.submit)
         self.waits = Waits(self.store, self.batches, limits, dice)
-        self.alerts = Alerts(self.store, limits, settings.alert_webhook_url, settings.alert_webhook_secret, dice)
         self.desk = Desk(self.store, self.batches, self.nudger, self.alerts, limits)
         self.recovery = Recovery(self.store, limits, self._decided, self.nudger.push, self.alerts, dice)
         self._dice = dice

@@ -116,6 +116,7 @@ async def test_a_decision_about_a_row_that_changed_again_is_refused_and_changes_
         await meddle(bank.west_dsn, "UPDATE account SET balance = 778 WHERE id = 1")
         status, _ = await ada.decide(xid, "restore", found)
         assert status == 200
+        await bank.coordinator.nudged(Nudge(bank.west.name, []))
 
         async def refused() -> bool:
             [one] = (await ada.show(xid))["resolutions"]
@@ -128,6 +129,7 @@ async def test_a_decision_about_a_row_that_changed_again_is_refused_and_changes_
         assert (await bank.balance(bank.west_dsn), await bank.locks(bank.west_dsn)) == (778, 1)
         status, _ = await ada.decide(xid, "restore", shown["quarantine"][0])
         assert status == 200
+        await bank.coordinator.nudged(Nudge(bank.west.name, []))
         await ada.settled(xid)
     assert await bank.balance(bank.west_dsn) == 100
 
@@ -154,6 +156,7 @@ async def test_a_decision_survives_the_death_of_every_party(postgres: TestPostgr
         settler._transport.tell = cut_off  # type: ignore[method-assign]
         status, _ = await ada.decide(xid, "restore", found)
         assert status == 200
+        await bank.coordinator.nudged(Nudge(bank.west.name, []))
         await until(lambda: asyncio.sleep(0, cut.is_set()), "the decision never came")
         await bank.coordinator.__aexit__(None, None, None)
         assert (await bank.balance(bank.west_dsn), (await ada.show(xid))["settlement"]) == (100, "QUARANTINED")
@@ -177,6 +180,7 @@ async def test_a_row_put_right_by_hand_is_settled_by_a_retry(bank: Bank) -> None
         await meddle(bank.west_dsn, "UPDATE account SET balance = 110 WHERE id = 1")
         status, _ = await ada.decide(xid, "retry", found, shown=None)
         assert status == 200
+        await bank.coordinator.nudged(Nudge(bank.west.name, []))
         await ada.settled(xid)
     assert await bank.balance(bank.west_dsn) == 100
 

@@ -170,3 +170,19 @@ async def test_a_webhook_that_hangs_holds_nothing_up(database: str) -> None:
                 await tc.say(rollback(other, branch_of("capacity")))
                 await eventually(lambda: any(line.get("xid") == str(other) and line.get("alert") for line in logs))
                 assert (await tc.get("/ready"))[0] == 200
+
+
+async def test_a_resource_that_did_the_opposite_reaches_the_webhook(database: str) -> None:
+    """Once, with the branches, however often it says so."""
+    async with webhook() as hook:
+        settings = replace(settings_for(database, LIMITS), alert_webhook_url=hook.url, alert_webhook_secret=SECRET)
+        async with running(settings) as tc:
+            xid, branch = new_xid(), branch_of("capacity")
+            await tc.say(commit(xid, branch))
+            for _ in range(2):
+                await tc.say(Confirm(xid, "capacity", [(branch.branch, BranchState.UNDONE)]))
+            await eventually(lambda: hook.taken)
+            assert (await figures(tc))['coordinator_alerts_open{kind="transaction.diverged"}'] == 1
+    assert [(alert["kind"], alert["detail"]["branches"]) for alert in hook.taken] == [
+        ("transaction.diverged", [str(branch.branch)])
+    ]
