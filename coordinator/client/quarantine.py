@@ -77,9 +77,8 @@ class Quarantines:
         due = [one for one in listed if now or self._due.get(one[0], float("-inf")) <= self._clock()]
         due.sort(key=lambda one: self._due.get(one[0], float("-inf")))
         for xid, reason in due[:REPORTS_MAX]:
-            self._due[xid] = (
-                self._clock() + REPORT_INTERVAL_S
-            )  # before the try: one that fails must not hold up the others
+            # before the try: one that fails must not hold up the others
+            self._due[xid] = self._clock() + REPORT_INTERVAL_S
             try:
                 await self._attend_one(xid, reason)
             except (PostgresError, CoordinatorError) as error:

@@ -145,8 +145,11 @@ BEGIN
         WHEN 'transaction.quarantined' THEN NOT EXISTS (
             SELECT FROM tc.global_transaction g WHERE g.xid = a.subject::uuid AND g.settlement = 3)
         WHEN 'resource.silent' THEN EXISTS (
-            SELECT FROM tc.resource_life l WHERE l.name = a.subject AND l.heard_at > v_now - p_silent
-            UNION ALL SELECT FROM tc.resource r WHERE r.name = a.subject AND r.announced_at > v_now - p_silent)
+            SELECT FROM tc.resource_life l WHERE l.name = a.subject AND l.heard_at > a.opened_at
+            UNION ALL SELECT FROM tc.resource r WHERE r.name = a.subject AND r.announced_at > a.opened_at
+        ) OR NOT EXISTS (
+            SELECT FROM tc.global_transaction g JOIN tc.branch b ON b.xid = g.xid AND b.state = 0
+            WHERE g.settlement IN (1, 3) AND b.resource = a.subject)
         ELSE a.opened_at < v_now - interval '1 day' END;
     RETURN QUERY
     WITH due AS (

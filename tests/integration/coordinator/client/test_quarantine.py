@@ -29,12 +29,12 @@ async def meddle(dsn: str, statement: str) -> None:
         await connection.close()
 
 
-async def quarantined(bank: Bank) -> UUID:
+async def quarantined(bank: Bank, account: int = 1) -> UUID:
     """A transaction that could not be undone in west: the row was changed behind the triggers."""
     with pytest.raises(TransactionRolledBack):  # noqa: PT012 - how the block ends is not what is tested
         async with bank.coordinator.global_transaction("dirty") as tx:
-            await bank.coordinator.run_branch(bank.west, add_west(10))
-            await meddle(bank.west_dsn, "UPDATE account SET balance = 777 WHERE id = 1")
+            await bank.coordinator.run_branch(bank.west, add_west(10, account))
+            await meddle(bank.west_dsn, f"UPDATE account SET balance = 777 WHERE id = {account}")
             tx.mark_rollback_only("test")
     return UUID(int=tx.xid.int)
 
@@ -183,6 +183,27 @@ async def test_a_row_put_right_by_hand_is_settled_by_a_retry(bank: Bank) -> None
         await bank.coordinator.nudged(Nudge(bank.west.name, []))
         await ada.settled(xid)
     assert await bank.balance(bank.west_dsn) == 100
+
+
+async def test_a_decision_that_cannot_be_carried_out_now_holds_up_no_other(bank: Bank) -> None:
+    """Somebody holds the row of the first: the second is settled meanwhile, the first once the row is free."""
+    blocked, free = await quarantined(bank, 1), await quarantined(bank, 2)
+    holder = await asyncpg.connect(bank.west_dsn)
+    try:
+        async with operator(bank.tc) as ada:
+            found = [await ada.shown(xid) for xid in (blocked, free)]
+            async with holder.transaction():
+                await holder.execute("SELECT FROM account WHERE id = 1 FOR UPDATE")
+                for xid, one in zip((blocked, free), found, strict=True):
+                    assert (await ada.decide(xid, "restore", one))[0] == 200
+                await bank.coordinator.nudged(Nudge(bank.west.name, []))
+                await ada.settled(free)
+                assert (await ada.show(blocked))["settlement"] == "QUARANTINED"
+            await bank.coordinator.nudged(Nudge(bank.west.name, []))
+            await ada.settled(blocked)
+    finally:
+        await holder.close()
+    assert [await bank.balance(bank.west_dsn, account) for account in (1, 2)] == [100, 100]
 
 
 async def test_a_database_restored_from_an_old_backup_undoes_nothing_that_was_committed_and_purged(

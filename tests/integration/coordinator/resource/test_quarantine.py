@@ -125,6 +125,25 @@ async def test_a_row_that_changed_again_since_it_was_shown_is_not_decided(
     assert BranchState.QUARANTINED in (await states(bank, xid)).values()
 
 
+async def test_names_and_values_of_any_kind_are_shown_and_decided(connection: asyncpg.Connection) -> None:
+    """Quoted names, columns called as ours are, a key of two columns, JSON, and an image too long to show."""
+    await connection.execute(
+        'CREATE TABLE "Odd.Näme" ("before" text, "now" int, xid json, long text, PRIMARY KEY ("before", "now"));'
+        """INSERT INTO "Odd.Näme" VALUES ('a''b', 1, '{"x": [1]}', 'short')"""
+    )
+    await install(connection, managed=['"Odd.Näme"'])
+    xid = uuid4()
+    await run_branch(connection, xid, """UPDATE "Odd.Näme" SET xid = 'null', long = repeat('x', 20000)""")
+    await connection.execute(MEDDLE.format('UPDATE "Odd.Näme" SET xid = NULL;'))
+    assert (await undo(connection, xid)).state is BranchState.QUARANTINED
+    [row] = (await images(connection, xid)).rows
+    assert (row["table"], row["key"]) == ('public."Odd.Näme"', {"before": "a'b", "now": 1})
+    assert (row["before"]["xid"], list(row["after"]), row["changed"]) == ({"x": [1]}, ["at__bytes"], True)
+    kept = [{"table": row["table"], "key": row["key"]}]
+    assert (await decide(connection, xid, "keep", kept=kept))["kept"] == 1
+    assert await connection.fetchval('SELECT xid IS NULL AND length(long) = 20000 FROM "Odd.Näme"')
+
+
 async def test_what_is_not_quarantined_cannot_be_decided(bank: asyncpg.Connection) -> None:
     """An open, an undone and an unknown transaction are left alone."""
     open_, undone = uuid4(), uuid4()
