@@ -115,6 +115,7 @@ DECLARE
     kept int := 0;
     restored int := 0;
     problems jsonb;
+    ended smallint;
 BEGIN
     IF p_action = 'keep_all' THEN
         kept := at.drop_rows(p_xid, NULL, tables);
@@ -138,8 +139,10 @@ BEGIN
         END IF;
         restored := at.drop_rows(p_xid, NULL, tables);
     END IF;
-    UPDATE at.branch SET state = 2, settled_at = clock_timestamp() WHERE xid = p_xid AND state = 3;
-    RETURN jsonb_build_object('state', 2, 'kept', kept, 'restored', restored);
+    -- To keep all of what may have been committed says that it was; steps follow what the state says.
+    ended := CASE WHEN p_action = 'keep_all' AND at.in_doubt(p_xid) THEN 1 ELSE 2 END;
+    UPDATE at.branch SET state = ended, settled_at = clock_timestamp() WHERE xid = p_xid AND state = 3;
+    RETURN jsonb_build_object('state', ended, 'kept', kept, 'restored', restored);
 END
 $$;
 
@@ -147,7 +150,7 @@ $$;
 -- the others, `restore` puts all before images back, `keep_all` leaves everything as it is now, `retry` undoes if all rows are
 -- as they were left. `shown` is the digest of at.images that the person saw (retry does not need it).
 --
--- Returns {"state": 2, "kept", "restored"}, or {"state", "error"} with nothing changed. The answer is kept under
+-- Returns {"state": 2 (1 where all is kept of a transaction in doubt), "kept", "restored"}, or {"state", "error"} with nothing changed. The answer is kept under
 -- `resolution_id`: the same decision takes effect once, whoever brings it and however often. Raises 55P03, 40P01 as at.undo does.
 CREATE OR REPLACE FUNCTION at.resolve(xid uuid, resolution_id uuid, action text, shown text, kept jsonb DEFAULT NULL) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
@@ -209,6 +212,12 @@ BEGIN
         UPDATE at.quarantine q SET reason = doubt.reason WHERE q.xid = doubt.xid;
     END IF;
 END
+$$;
+
+-- Whether nobody knows what was decided about a quarantined transaction: its steps wait for a person too.
+CREATE OR REPLACE FUNCTION at.in_doubt(xid uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM at.quarantine q WHERE q.xid = in_doubt.xid AND q.reason IS NOT NULL);
 $$;
 
 -- What the coordinator has to be told about, the oldest first.

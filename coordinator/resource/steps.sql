@@ -63,6 +63,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         SELECT s.key, b.state = 1 AS committed FROM at.step s
         JOIN at.branch b ON b.xid = s.xid AND b.branch_id = s.branch_id
         WHERE s.given_up_at IS NULL AND s.due_at <= clock_timestamp() AND s.name = ANY (take_steps.names) AND b.state > 0
+          AND NOT (b.state = 3 AND at.in_doubt(b.xid))
           AND (b.state = 1 OR NOT s.doing OR s.deadline + take_steps.grace <= clock_timestamp())
         ORDER BY s.due_at LIMIT take_steps."limit" FOR UPDATE OF s SKIP LOCKED)
     UPDATE at.step s SET attempts = s.attempts + 1, due_at = clock_timestamp() + take_steps.lease
@@ -109,7 +110,7 @@ RETURNS TABLE (key uuid, xid uuid, branch_id uuid, name text, arguments jsonb, s
                due_at timestamptz, created_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.key, s.xid, s.branch_id, s.name, s.arguments,
-           CASE WHEN s.given_up_at IS NOT NULL THEN 'GIVEN_UP' WHEN b.state = 0 THEN 'UNDECIDED'
+           CASE WHEN s.given_up_at IS NOT NULL THEN 'GIVEN_UP' WHEN b.state = 0 OR b.state = 3 AND at.in_doubt(b.xid) THEN 'UNDECIDED'
                 WHEN b.state = 1 THEN 'COMMITTING' ELSE 'UNDOING' END,
            s.attempts, s.error, s.due_at, s.created_at
     FROM at.step s JOIN at.branch b ON b.xid = s.xid AND b.branch_id = s.branch_id ORDER BY s.created_at, s.key;
@@ -120,6 +121,7 @@ CREATE OR REPLACE FUNCTION at.unserved_steps(names text[], age interval) RETURNS
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.name, count(*) FROM at.step s JOIN at.branch b ON b.xid = s.xid AND b.branch_id = s.branch_id
     WHERE s.given_up_at IS NULL AND s.name <> ALL (unserved_steps.names) AND b.state > 0
+      AND NOT (b.state = 3 AND at.in_doubt(b.xid))
       AND greatest(s.due_at, b.settled_at) < clock_timestamp() - unserved_steps.age
     GROUP BY s.name ORDER BY s.name;
 $$;

@@ -170,7 +170,8 @@ BEGIN
         FROM (SELECT DISTINCT x.xid FROM unnest(p_state_xid) AS x (xid)) AS s
         JOIN tc.global_transaction g ON g.xid = s.xid
         JOIN tc.branch b ON b.xid = g.xid AND b.confirmed_at = v_now
-        WHERE (g.decision = 1 AND b.committed AND b.state IN (2, 4)) OR (g.decision = 2 AND b.state = 1)
+        WHERE (g.decision = 1 AND b.committed AND b.state IN (2, 4))
+            OR (g.decision = 2 AND b.state = 1 AND g.reason IS DISTINCT FROM 'forgotten')
         GROUP BY g.xid, g.decision, g.reason, b.resource;
     END IF;
 END $$;

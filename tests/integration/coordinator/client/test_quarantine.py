@@ -244,6 +244,8 @@ async def test_a_database_restored_from_an_old_backup_undoes_nothing_that_was_co
             status, _ = await ada.decide(scope.xid, "keep_all", found)
             assert status == 200
             await ada.settled(scope.xid)
+            assert [one["state"] for one in (await ada.show(scope.xid))["branches"]] == ["FORGOTTEN"]
+            assert await store.fetchval("SELECT count(*) FROM tc.alert WHERE kind = 'transaction.diverged'") == 0
         assert (await bank.balance(bank.west_dsn), await bank.locks(bank.west_dsn)) == (110, 0)
         await store.close()
 

@@ -211,7 +211,7 @@ async def test_an_orphan_beside_a_committed_branch_is_decided_alone(bank: asyncp
 
 
 async def test_a_transaction_in_doubt_is_left_to_a_person(bank: asyncpg.Connection) -> None:
-    """It stays as it is, locked, is not asked about again, and can be undone or left."""
+    """It stays as it is, locked, is not asked about again, and can be undone."""
     xid = uuid4()
     await run_branch(bank, xid, "UPDATE account SET balance = 11 WHERE id = 1")
     await doubt(bank, xid, "too old")
@@ -219,6 +219,23 @@ async def test_a_transaction_in_doubt_is_left_to_a_person(bank: asyncpg.Connecti
     assert (await undo_rows(bank), (await rows_of(bank, "account"))[0]) == (1, "(1,ann,11)")
     assert (await decide(bank, xid, "restore"))["state"] == 2
     assert (await rows_of(bank, "account"))[0] == "(1,ann,10)"
+
+
+@pytest.mark.parametrize(("action", "committed"), [("keep_all", True), ("restore", False)])
+async def test_the_steps_of_a_transaction_in_doubt_follow_the_person(
+    bank: asyncpg.Connection, action: str, committed: bool
+) -> None:
+    """Nobody undoes them before; then they are as the person said: all kept is committed, all restored is not."""
+    xid = uuid4()
+    await run_branch(
+        bank, xid, "UPDATE account SET balance = 11 WHERE id = 1", "SELECT at.add_step('mail', '{}', false)"
+    )
+    await doubt(bank, xid, "too old")
+    take = "SELECT committed FROM at.take_steps('{mail}', 10, '1 min', '0 s')"
+    assert await bank.fetch(take) == []
+    assert await bank.fetchval("SELECT state FROM at.steps()") == "UNDECIDED"
+    assert "error" not in await decide(bank, xid, action)
+    assert [row["committed"] for row in await bank.fetch(take)] == [committed]
 
 
 async def test_the_coordinator_is_told_until_it_has_heard_the_end(bank: asyncpg.Connection) -> None:
