@@ -61,7 +61,7 @@ VARIABLES
     \* Messages.
     replied,  \* [t]: how many calls have sent an answer
     said,     \* [t]: the decisions that the coordinator has ever told anybody
-    settled,  \* [t]: resources that followed the decision at least once
+    followed, \* [t]: resources that followed the decision at least once
     \* The coordinator's store.
     disk,     \* [t]: the decision in the primary's log
     shown,    \* [t]: the decision that a reader of the primary sees
@@ -70,7 +70,7 @@ VARIABLES
     faults
 
 callers == <<pc, heard, wish>>
-resources == <<branch, before, row, running, plain, settled>>
+resources == <<branch, before, row, running, plain, followed>>
 store == <<disk, shown, safe, gate, faults>>
 vars == <<callers, resources, store, replied, said>>
 
@@ -88,7 +88,7 @@ Init ==
     /\ plain = [r \in Resources |-> 0]
     /\ replied = [t \in Xids |-> 0]
     /\ said = [t \in Xids |-> {}]
-    /\ settled = [t \in Xids |-> {}]
+    /\ followed = [t \in Xids |-> {}]
     /\ disk = [t \in Xids |-> U]
     /\ shown = [t \in Xids |-> U]
     /\ safe = [t \in Xids |-> U]
@@ -131,8 +131,6 @@ CallerCrash(t) ==
 -----------------------------------------------------------------------------
 \* The resources (RM). A branch is one local transaction in one resource.
 
-Holders(r) == {t \in Xids : before[t][r] # NONE}
-
 Locks(h, r) ==
     /\ before[h][r] # NONE
     /\ ~ Is("no lock check")
@@ -145,7 +143,7 @@ PhaseOne(t, r) ==
     /\ running[r] = U
     /\ \A h \in Xids \ {t} : ~ Locks(h, r)
     /\ running' = [running EXCEPT ![r] = t]
-    /\ UNCHANGED <<callers, branch, before, row, plain, settled, store, replied, said>>
+    /\ UNCHANGED <<callers, branch, before, row, plain, followed, store, replied, said>>
 
 LocalCommit(t, r) ==
     /\ running[r] = t
@@ -154,13 +152,13 @@ LocalCommit(t, r) ==
     /\ before' = [before EXCEPT ![t][r] = IF @ = NONE THEN row[r] ELSE @]
     /\ row' = [row EXCEPT ![r] = Written(@, t)]
     /\ replied' = [replied EXCEPT ![t] = IF @ < Call(t, r) THEN Call(t, r) ELSE @]
-    /\ UNCHANGED <<callers, plain, settled, store, said>>
+    /\ UNCHANGED <<callers, plain, followed, store, said>>
 
 \* The process, the connection or the server dies, or the local transaction fails.
 ResourceCrash(r) ==
     /\ running[r] # U
     /\ running' = [running EXCEPT ![r] = U]
-    /\ UNCHANGED <<callers, branch, before, row, plain, settled, store, replied, said>>
+    /\ UNCHANGED <<callers, branch, before, row, plain, followed, store, replied, said>>
 
 PlainWrite(r) ==
     /\ plain[r] < PlainWrites
@@ -168,12 +166,12 @@ PlainWrite(r) ==
     /\ Is("plain writers unguarded") \/ Is("plain writers unguarded and undo blind") \/ \A h \in Xids : ~ Locks(h, r)
     /\ plain' = [plain EXCEPT ![r] = @ + 1]
     /\ row' = [row EXCEPT ![r] = Written(@, PLAIN)]
-    /\ UNCHANGED <<callers, branch, before, running, settled, store, replied, said>>
+    /\ UNCHANGED <<callers, branch, before, running, followed, store, replied, said>>
 
 Forget(t, r) ==
     /\ branch' = [branch EXCEPT ![t][r] = "forgotten"]
     /\ before' = [before EXCEPT ![t][r] = NONE]
-    /\ settled' = [settled EXCEPT ![t] = @ \union {r}]
+    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
     /\ UNCHANGED <<callers, row, running, plain, store, replied, said>>
 
 \* Set-wise undo: compares the row with the after image first; overwrites nothing that it does not know.
@@ -184,26 +182,26 @@ Undo(t, r) ==
             /\ branch' = [branch EXCEPT ![t][r] = "undone"]
        ELSE /\ branch' = [branch EXCEPT ![t][r] = "quarantined"]
             /\ UNCHANGED <<row, before>>
-    /\ settled' = [settled EXCEPT ![t] = @ \union {r}]
+    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
     /\ UNCHANGED <<callers, running, plain, store, replied, said>>
 
-HasHeard(t, r, d) == d \in said[t] \/ (Is("resource follows a wish") /\ wish[t] = d)
+HasHeard(t, d) == d \in said[t] \/ (Is("resource follows a wish") /\ wish[t] = d)
 
 MayFollow(t, r) ==
     /\ branch[t][r] = "open" /\ running[r] # t
-    /\ ~ (Is("no fence and no settle loop") /\ r \in settled[t])
+    /\ ~ (Is("no fence and no settle loop") /\ r \in followed[t])
 
 \* The settle loop, a nudge, the caller's own news, or a blocked writer that takes over the rows of a decided holder.
-FollowCommit(t, r) == MayFollow(t, r) /\ HasHeard(t, r, C) /\ Forget(t, r)
-FollowRollback(t, r) == MayFollow(t, r) /\ HasHeard(t, r, R) /\ Undo(t, r)
+FollowCommit(t, r) == MayFollow(t, r) /\ HasHeard(t, C) /\ Forget(t, r)
+FollowRollback(t, r) == MayFollow(t, r) /\ HasHeard(t, R) /\ Undo(t, r)
 
 \* A rollback that comes before the call leaves a tombstone, which the call then meets.
 Fence(t, r) ==
     /\ r \in ResourcesOf(t) /\ R \in said[t] /\ branch[t][r] = "none" /\ running[r] # t
     /\ IF Is("no fence and no settle loop")
-       THEN r \notin settled[t] /\ UNCHANGED branch
+       THEN r \notin followed[t] /\ UNCHANGED branch
        ELSE branch' = [branch EXCEPT ![t][r] = "tombstone"]
-    /\ settled' = [settled EXCEPT ![t] = @ \union {r}]
+    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
     /\ UNCHANGED <<callers, before, row, running, plain, store, replied, said>>
 
 \* Forgotten branches are kept until no call can come any more, so nothing happens after they have vanished.
@@ -211,7 +209,7 @@ Purge(t, r) ==
     /\ \/ EarlyPurge /\ branch[t][r] \in {"tombstone", "undone"}
        \/ Is("call forgotten too soon") /\ branch[t][r] = "forgotten"
     /\ branch' = [branch EXCEPT ![t][r] = "none"]
-    /\ UNCHANGED <<callers, before, row, running, plain, settled, store, replied, said>>
+    /\ UNCHANGED <<callers, before, row, running, plain, followed, store, replied, said>>
 
 \* What no resource may do.
 Misdeed(t, r) ==
@@ -358,10 +356,12 @@ EverythingSettles == <>[]Settled
 -----------------------------------------------------------------------------
 \* What must be reachable: each of these is broken by the model as it is, or its promises would say little.
 
+\* Both commit; one commits after all faults; a call finds its tombstone.
 NeverBothCommit == \E t \in Xids : pc[t] # "told C"
 NeverCommitsAfterFaults == faults < StoreFaults \/ \A t \in Xids : pc[t] # "told C"
 NeverLate ==
     \A t \in Xids : \A r \in ResourcesOf(t) : branch[t][r] = "tombstone" => heard[t] + 1 < Call(t, r)
+\* One runs in a row that another let go, whose caller has not heard the outcome yet.
 NeverTakenOver ==
     \A t, h \in Xids : \A r \in Resources : running[r] = t /\ branch[h][r] = "forgotten" => pc[h] # "deciding"
 
