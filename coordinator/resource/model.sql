@@ -47,8 +47,12 @@ CREATE TABLE IF NOT EXISTS at.managed (
     delete_sql text NOT NULL,    -- ($1, $2, $3): removes rows that came; $3: all that are not as they were
     insert_sql text NOT NULL,    -- ($1, $2): brings the other before images back
     verify_sql text NOT NULL,    -- ($1, $2, $3): foreign keys that the restored rows would break, as jsonb; or ''
-    drop_sql text NOT NULL       -- ($1, $2): drops the undo rows
+    drop_sql text NOT NULL,      -- ($1, $2): drops the undo rows
+    in_place_sql text NOT NULL DEFAULT '',   -- ($1, $2): puts all before images back in place, or only some; '' if never
+    references_sql text NOT NULL DEFAULT ''  -- verify_sql where foreign keys have to do with the table, else ''
 );
+ALTER TABLE at.managed ADD COLUMN IF NOT EXISTS in_place_sql text NOT NULL DEFAULT '';
+ALTER TABLE at.managed ADD COLUMN IF NOT EXISTS references_sql text NOT NULL DEFAULT '';
 
 CREATE TABLE IF NOT EXISTS at.exempt (relation regclass PRIMARY KEY);
 

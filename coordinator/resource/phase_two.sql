@@ -52,6 +52,41 @@ BEGIN
 END
 $$;
 
+-- The undo that most rollbacks need, of rows that were updated: one statement a table. NULL, with nothing done, where it
+-- is not enough; what is wrong then is said by the long way.
+CREATE OR REPLACE FUNCTION at.undo_in_place(p_xid uuid, p_branches uuid[], p_tables regclass[]) RETURNS int
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET session_replication_role = replica AS $$
+DECLARE
+    m at.managed;
+    restored int;
+    dropped int;
+    problems jsonb;
+    total int := 0;
+BEGIN
+    FOR m IN SELECT * FROM at.managed WHERE relation = ANY (p_tables) ORDER BY relation LOOP
+        IF m.in_place_sql = '' OR m.columns IS DISTINCT FROM at.column_names(m.relation) THEN
+            RAISE EXCEPTION 'not in place' USING ERRCODE = 'AT007';
+        END IF;
+        EXECUTE m.in_place_sql USING p_xid, p_branches;
+        GET DIAGNOSTICS restored = ROW_COUNT;
+        IF m.references_sql <> '' AND restored > 0 THEN
+            EXECUTE m.references_sql INTO problems USING p_xid, p_branches, 1;
+        END IF;
+        EXECUTE m.drop_sql USING p_xid, p_branches;
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+        IF restored <> dropped OR problems IS NOT NULL THEN
+            RAISE EXCEPTION 'not in place' USING ERRCODE = 'AT007';  -- takes back what was restored
+        END IF;
+        total := total + restored;
+    END LOOP;
+    RETURN total;
+EXCEPTION
+    WHEN SQLSTATE 'AT007' OR integrity_constraint_violation OR data_exception OR syntax_error_or_access_rule_violation
+         OR with_check_option_violation OR raise_exception THEN
+        RETURN NULL;
+END
+$$;
+
 -- Rows that are not as the branches left them, or that restoring would break, as a jsonb array of at most `p_limit`.
 CREATE OR REPLACE FUNCTION at.problems(p_xid uuid, p_branches uuid[], p_tables regclass[], p_what text, p_limit int)
 RETURNS jsonb
@@ -138,6 +173,10 @@ BEGIN
         IF problems <> '[]' THEN
             RETURN at.settle(undo.xid, undo.branches, 3::smallint, 0, problems);
         END IF;
+    END IF;
+    settled := at.undo_in_place(undo.xid, scope, tables);
+    IF settled IS NOT NULL THEN
+        RETURN at.settle(undo.xid, undo.branches, 2::smallint, settled, '[]');
     END IF;
     BEGIN
         PERFORM at.lock_rows(undo.xid, scope, tables);

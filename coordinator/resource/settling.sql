@@ -86,6 +86,20 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         at.unmoved(at.unique_columns(relation))) END;
 $$;
 
+-- Compares, locks and puts back in one go, for the undo in which every row was changed and none came or went: it does
+-- nothing at all where another is among them, and leaves out a row that is not as the branch left it.
+CREATE OR REPLACE FUNCTION at.in_place_statement(relation regclass) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN at.settable_columns(relation) IS NULL THEN '' ELSE format(
+        'UPDATE %1$s at_t SET %2$s FROM %3$s at_l WHERE %4$s AND %5$s AND %6$s AND %7$s AND %8$s AND NOT EXISTS (SELECT FROM %3$s at_l WHERE %5$s AND (at_l.before IS NOT DISTINCT FROM NULL OR at_l.after IS NOT DISTINCT FROM NULL OR at_l.olds IS NOT NULL OR at_l.before OPERATOR(pg_catalog.*=) at_l.after))',
+        relation, (SELECT string_agg(format('%1$I = (at_l.before).%1$I', c), ', ') FROM unnest(at.settable_columns(relation)) AS c),
+        at.undo_table(relation), at.key_match(relation, 'at_l', 'at_t'), at.scope(),
+        at.same_image(at.image(relation, 'at_t'), 'at_l.after'),
+        at.unmoved((SELECT array_agg(a.attname) FROM pg_attribute a WHERE a.attrelid = relation AND a.attidentity = 'a'
+                    AND NOT a.attisdropped)),
+        at.unmoved(at.unique_columns(relation))) END;
+$$;
+
 -- Removes the rows that came with the transaction, or ($3) all that are not as they were.
 CREATE OR REPLACE FUNCTION at.delete_statement(relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -143,7 +157,10 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         delete_sql = at.delete_statement(p_relation),
         insert_sql = at.insert_statement(p_relation),
         verify_sql = at.verify_statement(p_relation),
-        drop_sql = format('DELETE FROM %s at_l WHERE %s', at.undo_table(p_relation), at.scope())
+        drop_sql = format('DELETE FROM %s at_l WHERE %s', at.undo_table(p_relation), at.scope()),
+        in_place_sql = at.in_place_statement(p_relation),
+        references_sql = CASE WHEN (SELECT count(*) FROM at.verify_conditions(p_relation)) > 1
+                              THEN at.verify_statement(p_relation) ELSE '' END
     WHERE relation = p_relation;
 $$;
 
