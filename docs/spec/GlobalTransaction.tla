@@ -33,6 +33,7 @@ Mutants == {
 ASSUME Mutant \in Mutants \union {"none"}
 
 Is(mutant) == Mutant = mutant
+FollowedOnce == Is("no fence and no settle loop")
 
 Xids == DOMAIN Plan
 ResourcesOf(t) == {Plan[t][i] : i \in DOMAIN Plan[t]}
@@ -61,7 +62,7 @@ VARIABLES
     \* Messages.
     replied,  \* [t]: how many calls have sent an answer
     said,     \* [t]: the decisions that the coordinator has ever told anybody
-    followed, \* [t]: resources that followed the decision at least once
+    followed, \* [t]: resources that will not look at the transaction again (only without a settle loop)
     \* The coordinator's store.
     disk,     \* [t]: the decision in the primary's log
     shown,    \* [t]: the decision that a reader of the primary sees
@@ -168,10 +169,12 @@ PlainWrite(r) ==
     /\ row' = [row EXCEPT ![r] = Written(@, PLAIN)]
     /\ UNCHANGED <<callers, branch, before, running, followed, store, replied, said>>
 
+Noted(t, r) == followed' = IF FollowedOnce THEN [followed EXCEPT ![t] = @ \union {r}] ELSE followed
+
 Forget(t, r) ==
     /\ branch' = [branch EXCEPT ![t][r] = "forgotten"]
     /\ before' = [before EXCEPT ![t][r] = NONE]
-    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
+    /\ Noted(t, r)
     /\ UNCHANGED <<callers, row, running, plain, store, replied, said>>
 
 \* Set-wise undo: compares the row with the after image first; overwrites nothing that it does not know.
@@ -182,14 +185,14 @@ Undo(t, r) ==
             /\ branch' = [branch EXCEPT ![t][r] = "undone"]
        ELSE /\ branch' = [branch EXCEPT ![t][r] = "quarantined"]
             /\ UNCHANGED <<row, before>>
-    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
+    /\ Noted(t, r)
     /\ UNCHANGED <<callers, running, plain, store, replied, said>>
 
 HasHeard(t, d) == d \in said[t] \/ (Is("resource follows a wish") /\ wish[t] = d)
 
 MayFollow(t, r) ==
     /\ branch[t][r] = "open" /\ running[r] # t
-    /\ ~ (Is("no fence and no settle loop") /\ r \in followed[t])
+    /\ r \notin followed[t]
 
 \* The settle loop, a nudge, the caller's own news, or a blocked writer that takes over the rows of a decided holder.
 FollowCommit(t, r) == MayFollow(t, r) /\ HasHeard(t, C) /\ Forget(t, r)
@@ -198,10 +201,9 @@ FollowRollback(t, r) == MayFollow(t, r) /\ HasHeard(t, R) /\ Undo(t, r)
 \* A rollback that comes before the call leaves a tombstone, which the call then meets.
 Fence(t, r) ==
     /\ r \in ResourcesOf(t) /\ R \in said[t] /\ branch[t][r] = "none" /\ running[r] # t
-    /\ IF Is("no fence and no settle loop")
-       THEN r \notin followed[t] /\ UNCHANGED branch
-       ELSE branch' = [branch EXCEPT ![t][r] = "tombstone"]
-    /\ followed' = [followed EXCEPT ![t] = @ \union {r}]
+    /\ r \notin followed[t]
+    /\ branch' = [branch EXCEPT ![t][r] = IF FollowedOnce THEN "none" ELSE "tombstone"]
+    /\ Noted(t, r)
     /\ UNCHANGED <<callers, before, row, running, plain, store, replied, said>>
 
 \* Forgotten branches are kept until no call can come any more, so nothing happens after they have vanished.
