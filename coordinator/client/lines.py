@@ -27,12 +27,16 @@ class Place:
 
 
 class Line:
-    """Everybody who waits for `holder`; `moved_at_s` is when it last had a new front or a new holder."""
+    """Everybody who waits for `holder`; `moved_at_s` is when it last had a new front or a new holder.
+
+    `heir` is the transaction of the last one who left the front with what they wanted, if any.
+    """
 
     def __init__(self, holder: UUID, leader: Place, now_s: float) -> None:
         self.holder = holder
         self.leader = leader
         self.followers: deque[Place] = deque()
+        self.heir: UUID | None = None
         self.moved_at_s = now_s
 
 
@@ -53,33 +57,46 @@ class Lines:
         line = place.line
         if line.holder == holder or not place.leads:
             return place
-        del self._lines[line.holder]
         line.moved_at_s = self._clock()
-        target = self._lines.get(holder)
-        if target is None:
-            line.holder = holder
-            self._lines[holder] = line
-            return place
-        place.turn = asyncio.get_running_loop().create_future()
-        for moved in (place, *line.followers):
-            moved.line = target
-            target.followers.append(moved)
+        self._rename(line, holder)
         return place
 
-    def leave(self, place: Place | None) -> None:
-        """Goes away from wherever it is; the next one comes to the front. Leaving twice is leaving once."""
+    def leave(self, place: Place | None, heir: UUID | None = None) -> None:
+        """Goes away from wherever it is; the next one comes to the front. Leaving twice is leaving once.
+
+        `heir` is who has the rows now, as far as can be told: the line waits for it from here on.
+        """
         if place is None or place.line is None:
             return
         line, place.line = place.line, None
         if line.leader is not place:
             line.followers.remove(place)
-        elif line.followers:
-            line.leader = line.followers.popleft()
-            line.moved_at_s = self._clock()
-            if not line.leader.turn.done():
-                line.leader.turn.set_result(None)
-        else:
+            return
+        if not line.followers:
             del self._lines[line.holder]
+            return
+        line.leader = line.followers.popleft()
+        line.moved_at_s = self._clock()
+        if heir is not None and heir != line.holder:
+            line.heir = heir
+            if self._rename(line, heir):
+                return
+        if not line.leader.turn.done():
+            line.leader.turn.set_result(None)
+
+    def _rename(self, line: Line, holder: UUID) -> bool:
+        """Makes `holder` the one that the line waits for; True when there was a line already, which it now ends."""
+        del self._lines[line.holder]
+        target = self._lines.get(holder)
+        if target is None:
+            line.holder = holder
+            self._lines[holder] = line
+            return False
+        line.leader.turn = asyncio.get_running_loop().create_future()
+        for moved in (line.leader, *line.followers):
+            moved.line = target
+            target.followers.append(moved)
+        return True
 
     def _append(self, holder: UUID, place: Place) -> Place:
         line = self._lines.get(holder)

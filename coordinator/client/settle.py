@@ -96,7 +96,7 @@ class Settler:
         self._news: OrderedDict[int, Settle] = OrderedDict()
         self._running: dict[int, asyncio.Future[Confirm] | None] = {}
         self._recent: OrderedDict[int, Confirm] = OrderedDict()
-        self._awaited: dict[int, asyncio.Future[None]] = {}
+        self._awaited: dict[int, list[asyncio.Future[None]]] = {}
         self._thorough: set[int] = set()
         self._news_wake = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -113,9 +113,9 @@ class Settler:
             return
         self._running[key] = None
         if self._awaited:
-            awaited = self._awaited.pop(key, None)
-            if awaited is not None and not awaited.done():
-                awaited.set_result(None)
+            for awaited in self._awaited.get(key, ()):
+                if not awaited.done():
+                    awaited.set_result(None)
         self._news[key] = settle
         self._news_wake.set()
 
@@ -140,20 +140,38 @@ class Settler:
         self._hurry.set()
         return await asyncio.shield(future)
 
+    async def news(self, xid: UUID, timeout_s: float) -> bool:
+        """Waits for news of `xid` to come to this process; True when it is a commit that has not been followed yet."""
+        if not await self._arrived(xid.int, timeout_s):
+            return False
+        settle = self._news.get(xid.int)
+        return settle is not None and settle.decision == Decision.COMMITTED
+
     async def heard(self, xid: UUID, timeout_s: float) -> bool:
         """Waits until news of `xid` came to this process and was followed; False when none came in `timeout_s`."""
-        key = xid.int
-        if key in self._recent:
-            return True
-        if key not in self._running:
-            awaited = self._awaited.setdefault(key, asyncio.get_running_loop().create_future())
-            await asyncio.wait({awaited}, timeout=timeout_s)
-            if not awaited.done():
-                self._awaited.pop(key, None)
-                return False
-        if key in self._running:
+        if not await self._arrived(xid.int, timeout_s):
+            return False
+        if xid.int in self._running:
             self._hurry.set()
             await asyncio.wait({self._following(xid)}, timeout=timeout_s)
+        return True
+
+    async def _arrived(self, key: int, timeout_s: float) -> bool:
+        if key in self._recent or key in self._running:
+            return True
+        # Awaited as it is, not by asyncio.wait: who is first in line shall go on in the turn in which the news came.
+        awaited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._awaited.setdefault(key, [])
+        waiting.append(awaited)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await awaited
+        except TimeoutError:
+            return False
+        finally:
+            waiting.remove(awaited)
+            if not waiting and self._awaited.get(key) is waiting:
+                del self._awaited[key]
         return True
 
     def sweep_soon(self) -> None:

@@ -153,6 +153,8 @@ class Decider:
             return
         request = Decide(scope.xid, scope.name, scope.deadline_ms, True, list(scope.branches))
         said = self._transport.say(request, scope.deadline_ms / 1000 + COMMIT_GRACE_S)
+        # Before this task goes on: who waits for these rows comes first.
+        said.add_done_callback(functools.partial(self._answered, scope))
         try:
             outcome = outcome_of(await asyncio.shield(said))
         except asyncio.CancelledError:
@@ -204,6 +206,12 @@ class Decider:
                 await self._wait_for(self._follow(scope, outcome), ROLLBACK_WAIT_S)
         except (CoordinatorError, TimeoutError) as error:
             _log.warning("rollback.postponed", xid=str(scope.xid), error=repr(error))
+
+    def _answered(self, scope: Initiator, said: asyncio.Future[Answer]) -> None:
+        if not said.cancelled() and said.exception() is None:
+            answer = said.result()
+            if isinstance(answer, Outcome) and answer.decision == Decision.COMMITTED:
+                self._tell(scope)
 
     def _tell(self, scope: Initiator) -> None:
         """Tells the resources of this process of the commit. Nobody waits for what they do about it."""

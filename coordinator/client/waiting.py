@@ -37,6 +37,9 @@ LINE_STALL_S = 1.0
 LOCAL_NEWS_S = 0.25
 """How long to wait for a holder of this process to end here before the coordinator is asked."""
 
+HEIR_NEWS_S = 0.02
+"""How long the next in a line waits for the decision of the one before it, before it tries and finds out."""
+
 SERIALIZATION_TRIES_MAX = 20
 """Tries of a local transaction that PostgreSQL broke off (40001, 40P01) without naming a holder."""
 
@@ -69,12 +72,19 @@ class Patience:
         self._place: Place | None = None
         self._heard: set[UUID] = set()
         self._quarantined: set[UUID] = set()
+        self._taken: set[UUID] = set()
+        self._taking: list[UUID] = []
         self._broken_off = 0
 
-    def close(self) -> None:
-        """Lets the next one in the line try."""
-        self._lines.leave(self._place)
+    def close(self, *, served: bool = False) -> None:
+        """Lets the next one in the line try. `served`: this branch has what it waited for, and is the next holder."""
+        self._lines.leave(self._place, self._scope.xid if served and self._scope is not None else None)
         self._place = None
+
+    def taking_over(self) -> list[UUID]:
+        """Committed transactions whose rows the next try has to take over; each is said once."""
+        taking, self._taking = self._taking, []
+        return taking
 
     async def after(self, error: BaseException) -> None:
         """Returns when it is worth trying again after `error` (already translated), else raises.
@@ -104,10 +114,13 @@ class Patience:
         self._place = self._lines.join(holder, self._place)
         if not self._place.leads:
             await self._for_turn(self._place, conflict)
+            await self._for_heir()
             return
         # Once only: rows that are still there after the news are not what the news was about.
         if self._holds_nothing() and holder.int in self._around.local and holder not in self._heard:
             self._heard.add(holder)
+            if await self._around.settler.news(holder, min(LOCAL_NEWS_S, self._left_s())) and self._may_take(holder):
+                return
             if await self._around.settler.heard(holder, min(LOCAL_NEWS_S, self._left_s())):
                 return
         try:
@@ -120,6 +133,8 @@ class Patience:
             return
         self._raise_if_decided(answer, conflict)
         if is_decided(answer.holder):
+            if answer.holder == Decision.COMMITTED and self._may_take(holder):
+                return
             try:
                 confirm = await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
             except (*DATABASE_AWAY, CoordinatorUnavailable):
@@ -127,6 +142,25 @@ class Patience:
                 return
             if BranchState.QUARANTINED in [state for _, state in confirm.states]:
                 self._raise_if_stuck(holder, conflict)
+
+    async def _for_heir(self) -> None:
+        """Who comes to the front knows who went before: its decision is near, and a try before that is for nothing."""
+        line = None if self._place is None else self._place.line
+        if line is None or line.heir is None or line.heir.int not in self._around.local or not self._holds_nothing():
+            return
+        if await self._around.settler.news(line.heir, min(HEIR_NEWS_S, self._left_s())):
+            self._may_take(line.heir)
+
+    def _may_take(self, holder: UUID) -> bool:
+        """Whether the next try takes a committed holder's rows over: a branch can, and does so once.
+
+        What is still there then (other rows, or those of a branch that the commit did not name) needs a closer look.
+        """
+        if self._scope is None or holder in self._taken:
+            return False
+        self._taken.add(holder)
+        self._taking.append(holder)
+        return True
 
     async def _for_turn(self, place: Place, conflict: LockConflict) -> None:
         """Returns when this place is at the front, or when its line has stalled and it has left it."""

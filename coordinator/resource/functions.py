@@ -106,15 +106,18 @@ class Entering:
         return re.sub(r"\$(\d+)", lambda place: f"'{self.arguments[int(place[1]) - 1]}'", self.statement)
 
 
-def entering(xid: UUID, branch_id: UUID, deadline: datetime) -> Entering:
-    """What makes the current local transaction a branch.
+def entering(xid: UUID, branch_id: UUID, deadline: datetime, committed: Sequence[UUID] = ()) -> Entering:
+    """What makes the current local transaction a branch, which takes over the rows of `committed` transactions.
 
     Raises ValueError for a deadline without a time zone: the server would read it in its own.
     """
     if deadline.tzinfo is None:
         raise ValueError(f"the deadline {deadline.isoformat()} has no time zone")
     arguments = (f"{xid.int:032x}", f"{branch_id.int:032x}", deadline.isoformat())
-    return Entering("SELECT at.enter($1, $2, $3)", arguments)
+    if not committed:
+        return Entering("SELECT at.enter($1, $2, $3)", arguments)
+    taken = ",".join(str(one) for one in committed)
+    return Entering("SELECT at.enter_after($1, $2, $3, $4)", (*arguments, f"{{{taken}}}"))
 
 
 async def enter(connection: Connection, xid: UUID, branch_id: UUID, deadline: datetime) -> None:

@@ -80,3 +80,47 @@ async def test_a_place_whose_owner_was_cancelled_is_passed_on() -> None:
     assert places[1].leads
     waiting.leave(places[1])
     assert len(waiting) == 0
+
+
+async def test_a_line_whose_front_was_served_waits_for_that_one_from_then_on() -> None:
+    """Who meets it as a holder afterwards queues up behind those who wait already."""
+    waiting = lines()
+    first, second, third = lined_up(waiting, A, 3)
+    waiting.leave(first, heir=B)
+    assert second.leads
+    assert second.turn.done()
+    assert second.line is not None
+    assert (second.line.holder, second.line.heir) == (B, B)
+    newcomer = waiting.join(B, None)
+    assert not newcomer.leads
+    waiting.leave(second)
+    assert third.leads
+    waiting.leave(third)
+    assert newcomer.leads
+    assert len(waiting) == 1
+
+
+async def test_a_served_front_and_a_line_for_the_same_one_become_one_line() -> None:
+    """Two lines would send two of them for the same rows at each decision."""
+    waiting = lines()
+    early = waiting.join(B, None)
+    first, second, third = lined_up(waiting, A, 3)
+    waiting.leave(first, heir=B)
+    assert len(waiting) == 1
+    assert [place.leads for place in (early, second, third)] == [True, False, False]
+    assert not second.turn.done()
+    waiting.leave(early)
+    assert second.leads
+    assert second.turn.done()
+
+
+async def test_only_the_front_hands_anything_on() -> None:
+    """A follower that goes away changes nothing for the others."""
+    waiting = lines()
+    first, second, third = lined_up(waiting, A, 3)
+    waiting.leave(second, heir=B)
+    assert first.leads
+    assert first.line is not None
+    assert (first.line.holder, first.line.heir) == (A, None)
+    waiting.leave(first)
+    assert third.leads
