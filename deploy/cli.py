@@ -5,8 +5,6 @@ Exit codes are those of `deploy.embedded.problems.ExitCode`.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -167,11 +165,10 @@ def supervise(data: Data = None, port: Port = DEFAULT_GATEWAY_PORT, split: Split
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def test(context: typer.Context) -> None:
-    """Run the tests; arguments go to pytest."""
-    from deploy.embedded.topology import CHECKOUT
+    """Run the tests, or the check named first (crash-points); other arguments go to pytest."""
+    from deploy.commands import checks
 
-    command = [sys.executable, "-m", "pytest", *context.args]
-    raise SystemExit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)
+    raise SystemExit(checks.run(context.args))
 
 
 @app.command()

@@ -38,7 +38,7 @@ from services.kit.settings import Settings
 from services.kit.signing import Signer
 from services.kit.spec import ServiceSpec
 from sharding import IdMaker, MapStore, ShardId, bucket_of_id, create_catalog
-from tests.support.servers import TestPostgres
+from tests.support.servers import TestPostgres, free_port
 
 SHARDS = ("shard-0", "shard-1")
 START_TIMEOUT_S = 30
@@ -47,6 +47,9 @@ OPERATOR = "operator"
 
 StandIn = Callable[[Settings], Any]
 """Makes an ASGI application in the place of a service."""
+
+Outside = Callable[[str, dict[str, Any]], contextlib.AbstractAsyncContextManager[None]]
+"""Runs a service, or the coordinator, outside of this process: its name, and its settings as JSON has them."""
 
 _valkey_numbers = itertools.count(1)
 _templates: dict[tuple[int, str], str] = {}
@@ -235,17 +238,22 @@ async def running_system(
     overrides: Mapping[str, Any] | None = None,
     app_options: Mapping[str, Mapping[str, Any]] | None = None,
     clock: Clock = system_clock,
+    outside: Outside | None = None,
 ) -> AsyncIterator[System]:
     """Starts the coordinator, `services` and `stand_ins`; stops all of them at the end and drops their databases.
 
-    `overrides` are settings of every service; `app_options` are keyword arguments of a service's create_app.
+    `overrides` are settings of every service; `app_options` are keyword arguments of a service's create_app. With
+    `outside` coordinator and services do not run in this loop, but where that runs them.
     """
     stand_ins = dict(stand_ins or {})
-    names = ["coordinator", *services, *stand_ins]
+    names = ["coordinator", *services]
     async with AsyncExitStack() as stack:
-        sockets = {name: stack.enter_context(contextlib.closing(_listening())) for name in names}
-        urls = {name: f"http://127.0.0.1:{sock.getsockname()[1]}" for name, sock in sockets.items()}
-        keys = {name: SigningKey.generate(f"{name}/1") for name in {*names, *_all_callers()}}
+        inside = [*(names if outside is None else ()), *stand_ins]
+        sockets = {name: stack.enter_context(contextlib.closing(_listening())) for name in inside}
+        ports = {name: sock.getsockname()[1] for name, sock in sockets.items()}
+        ports |= {name: free_port() for name in names if name not in ports}
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        keys = {name: SigningKey.generate(f"{name}/1") for name in {*names, *stand_ins, *_all_callers()}}
         _write_keys(folder, keys)
         dsns = await asyncio.to_thread(_databases, stack, postgres, services)
         redis_url = f"{valkey.rsplit('/', 1)[0]}/{1 + next(_valkey_numbers) % (VALKEY_DATABASES - 1)}"
@@ -256,23 +264,50 @@ async def running_system(
             name: _settings(name, folder, urls, dsns, redis_url, dict(overrides or {}))
             for name in [*services, *stand_ins]
         }
-        coordinator = CoordinatorSettings(
-            database_url=dsns["coordinator"],
-            signing_key=keys["coordinator"],
-            keys=read_key_set((folder / "keys.json").read_text()),
-        )
-        await stack.enter_async_context(_serving(create_coordinator(coordinator), sockets["coordinator"]))
         for name, stand_in in stand_ins.items():
             await stack.enter_async_context(_serving(stand_in(settings[name]), sockets[name]))
-        for name in services:
-            options = dict((app_options or {}).get(name, {}))
-            app = importlib.import_module(f"services.{name}.app").create_app(settings[name], **options)
-            await stack.enter_async_context(_serving(app, sockets[name]))
+        if outside is None:
+            await _serve_inside(stack, folder, sockets, dsns, keys, {n: settings[n] for n in services}, app_options)
+        else:
+            said = {name: settings[name].model_dump(mode="json") for name in services}
+            said = {"coordinator": _coordinator_said(folder, ports, dsns), **said}
+            for name, values in said.items():
+                await stack.enter_async_context(outside(name, values))
         connector = aiohttp.TCPConnector(keepalive_timeout=IDLE_S)
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
         )
         yield System(postgres, folder, redis_url, urls, dsns, settings, keys, session, map_store, clock)
+
+
+async def _serve_inside(
+    stack: AsyncExitStack,
+    folder: Path,
+    sockets: Mapping[str, socket.socket],
+    dsns: Mapping[str, str],
+    keys: Mapping[str, SigningKey],
+    settings: Mapping[str, Settings],
+    app_options: Mapping[str, Mapping[str, Any]] | None,
+) -> None:
+    coordinator = CoordinatorSettings(
+        database_url=dsns["coordinator"],
+        signing_key=keys["coordinator"],
+        keys=read_key_set((folder / "keys.json").read_text()),
+    )
+    await stack.enter_async_context(_serving(create_coordinator(coordinator), sockets["coordinator"]))
+    for name, one in settings.items():
+        options = dict((app_options or {}).get(name, {}))
+        app = importlib.import_module(f"services.{name}.app").create_app(one, **options)
+        await stack.enter_async_context(_serving(app, sockets[name]))
+
+
+def _coordinator_said(folder: Path, ports: Mapping[str, int], dsns: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "port": ports["coordinator"],
+        "database_url": dsns["coordinator"],
+        "key_file": str(folder / "coordinator.jwk"),
+        "keys_file": str(folder / "keys.json"),
+    }
 
 
 def _spec(name: str) -> ServiceSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +20,7 @@ from services.kit.auth import Role
 from services.kit.settings import Settings
 from services.kit.signing import Signer
 from tests.support.servers import TestPostgres
-from tests.support.system import Answer, Api, System, running_system
+from tests.support.system import Answer, Api, Outside, System, running_system
 
 TIME_ZONE = "Asia/Shanghai"
 NIGHT_CENTS = 10_000
@@ -204,8 +204,19 @@ NEVER_S = 1e6
 
 
 @asynccontextmanager
-async def running_market(postgres: TestPostgres, valkey: str, folder: Path, **overrides: Any) -> AsyncIterator[Market]:
-    """A marketplace of its own, whose sweeper sleeps; `overrides` are settings of its services."""
+async def running_market(
+    postgres: TestPostgres,
+    valkey: str,
+    folder: Path,
+    *,
+    also: Sequence[str] = (),
+    outside: Outside | None = None,
+    **overrides: Any,
+) -> AsyncIterator[Market]:
+    """A marketplace of its own, with the services `also` beside its own; `overrides` are settings of all of them.
+
+    Its sweeper sleeps, unless the services run `outside` (see running_system).
+    """
     listings: dict[UUID, Listing] = {}
     users: dict[UUID, int] = {}
 
@@ -225,7 +236,7 @@ async def running_market(postgres: TestPostgres, valkey: str, folder: Path, **ov
     def user(settings: Settings) -> Litestar:
         @get("/internal/users/{user_id:uuid}")
         async def person(user_id: UUID) -> dict[str, Any]:
-            return {"id": str(user_id), "username": "x", "status": users.get(user_id, 1)}
+            return {"id": str(user_id), "username": "x", "name": "x", "status": users.get(user_id, 1)}
 
         return Litestar([person], openapi_config=None)
 
@@ -233,10 +244,11 @@ async def running_market(postgres: TestPostgres, valkey: str, folder: Path, **ov
         postgres,
         valkey,
         folder,
-        services=["order", "capacity", "pet", "payment"],
+        services=["order", "capacity", "pet", "payment", *also],
         stand_ins={"boarding": boarding, "user": user},
         overrides=overrides,
         app_options={"order": {"sweep_interval_s": NEVER_S}},
+        outside=outside,
     ) as system:
         yield Market(system, listings, users)
 
