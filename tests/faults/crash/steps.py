@@ -23,6 +23,7 @@ from tests.faults.crash.vocabulary import (
     no_queue,
     no_reply,
     no_resource,
+    no_statement,
     no_store,
     says,
     writes_commit,
@@ -31,7 +32,8 @@ from tests.faults.crash.vocabulary import (
 CALL = "coordinator.client.contrib.http.TransactionalClient._once"
 SAY = "coordinator.client.transport.Transport.converse"
 SUBMIT = "coordinator.tc.batches.Batches.submit"
-EXECUTE = "coordinator.client.connections.BranchConnection.execute"
+EXECUTE = "coordinator.client.connections.BranchConnection._execute_folded"
+STATEMENT = "sqlalchemy.dialects.postgresql.asyncpg.AsyncAdapt_asyncpg_cursor._prepare_and_execute"
 ALL_LOSSES = (*KILLS, *LOSSES)
 COMMIT = (*KILLS, Fault.LOSE_REPLY)
 
@@ -58,8 +60,8 @@ _KEYS = (
 _PHASE_ONE = (
     Step("begin", "coordinator.client.transactions.Decider.begin", {"order": "book", "worker": "expire"}),
     Step(
-        "BEGIN and enter",
-        EXECUTE,
+        "BEGIN, enter and the first statement",
+        STATEMENT,
         {
             "order": "book cancel",
             "capacity": "book expire",
@@ -69,7 +71,7 @@ _PHASE_ONE = (
         },
         COMMIT,
         where=enters,
-        lost=no_database,
+        lost=no_statement,
     ),
     Step("order is inserted", "services.order.repository.insert_order", {"order": "book"}),
     Step("order is changed", "services.order.repository.change", {"order": "pay cancel", "worker": "expire"}),
@@ -202,7 +204,7 @@ _DECISION = (
     ),
     Step(
         "decision is heard",
-        "coordinator.client.transactions.Decider._follow",
+        "coordinator.client.transactions.Decider._committed",
         {"order": "book pay cancel", "worker": "expire"},
     ),
     Step("rollback is asked", "coordinator.client.transactions.Decider.rollback", {"order": "refused"}),

@@ -110,8 +110,8 @@ def says(*kinds: str, commit: bool | None = None, place: int = 1) -> Where:
 
 
 def enters(arguments: Arguments) -> bool:
-    """The BEGIN that carries the statement which enters a branch."""
-    return str(arguments[1]).startswith("BEGIN") and arguments[0]._at_enter is not None
+    """The first statement of a branch, with which BEGIN and what enters the branch travel."""
+    return getattr(_driver(arguments), "_at_enter", None) is not None
 
 
 def commits_branch(arguments: Arguments) -> bool:
@@ -153,6 +153,15 @@ def no_database(arguments: Arguments) -> Exception:
 
     arguments[0].terminate()
     return ConnectionDoesNotExistError("lost on purpose")
+
+
+def no_statement(arguments: Arguments) -> Exception:
+    """As `no_database`, for a statement of a session."""
+    return no_database((_driver(arguments),))
+
+
+def _driver(arguments: Arguments) -> Any:
+    return arguments[0]._adapt_connection._connection
 
 
 def no_resource(_: Arguments) -> Exception:
