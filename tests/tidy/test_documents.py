@@ -93,3 +93,20 @@ def test_the_command_line_page_names_every_command_and_flag_and_no_other() -> No
     assert described == commands()
     codes = re.findall(r"^\| (\d+) \|", page.split("## Exit codes")[1].split("\n## ")[0], re.MULTILINE)
     assert [int(code) for code in codes] == [int(code) for code in ExitCode]
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """No row of the guarantees, and none of the comparison, is without a test, and each named test is there."""
+    page = (ROOT / "docs" / "reference" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| | "))]
+    assert len(rows) > 30
+    named = {row: re.findall(r"`([\w/]+\.py)::(test_\w+)`", row) for row in rows}
+    assert [row[:60] for row, tests in named.items() if not tests] == []
+    missing = {
+        f"{file}::{test}"
+        for tests in named.values()
+        for file, test in tests
+        if not (ROOT / "tests" / file).exists()
+        or not re.search(rf"^(async )?def {test}\b", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert missing == set()
