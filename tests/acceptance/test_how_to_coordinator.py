@@ -1,15 +1,16 @@
-"""docs/how-to/use-the-coordinator.md works when it is followed word for word, with a copy of `coordinator/` alone."""
+"""docs/how-to/use-the-coordinator.md works when it is followed word for word, with the coordinator's own wheel."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,10 +42,21 @@ def wait_until_it_answers(url: str, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The coordinator as others install it, built from its folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT / "coordinator", capture_output=True, text=True, check=True)
+    [built] = folder.glob("*.whl")
+    return built
+
+
 @pytest.fixture
-def reader(postgres: TestPostgres, tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has the folder, three databases and two free ports."""
-    shutil.copytree(ROOT / "coordinator", tmp_path / "coordinator", ignore=shutil.ignore_patterns("__pycache__"))
+def reader(postgres: TestPostgres, wheel: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who has the wheel, three databases and two free ports."""
+    with zipfile.ZipFile(wheel) as content:
+        content.extractall(tmp_path)
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(tmp_path),
@@ -89,11 +101,31 @@ def test_the_page_works_when_followed_word_for_word(reader: dict[str, str], tmp_
     assert compared == 4
 
 
-def test_the_copy_is_what_the_page_runs_on(reader: dict[str, str], tmp_path: Path) -> None:
-    """`coordinator.client` comes from the copy, and nothing else of the repository is in it."""
+def test_the_wheel_is_what_the_page_runs_on(reader: dict[str, str], tmp_path: Path) -> None:
+    """`coordinator.client` comes from it, it holds all of the folder, and nothing else of the repository."""
     program = "import coordinator.client; print(coordinator.client.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=reader, capture_output=True, text=True, check=True
     )
     assert Path(done.stdout.strip()).is_relative_to(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"coordinator"}
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")} == {"coordinator"}
+    there, whole = (
+        {
+            path.relative_to(root)
+            for path in (root / "coordinator").rglob("*")
+            if path.suffix in (".py", ".sql", ".typed")
+        }
+        for root in (tmp_path, ROOT)
+    )
+    assert there == whole
+
+
+def test_the_wheel_needs_what_the_whole_needs_and_no_other_versions() -> None:
+    """Each of its requirements is one of the project's."""
+    whole, alone = (
+        tomllib.loads((ROOT / path / "pyproject.toml").read_text())["project"] for path in (".", "coordinator")
+    )
+    assert f"pawstay_coordinator-{alone['version']}-py3-none-any.whl" in PAGE.read_text(encoding="utf-8")
+    asked = {*alone["dependencies"], *(one for extra in alone["optional-dependencies"].values() for one in extra)}
+    assert asked <= set(whole["dependencies"])
+    assert (alone["version"], alone["requires-python"]) == (whole["version"], whole["requires-python"])
