@@ -70,16 +70,17 @@ class PaymentUseCases:
 
         async def work(session: AsyncSession) -> ChargeAnswer:
             order_id, owner_id, amount_cents = request.order_id, request.owner_id, request.amount_cents
-            if await repository.open_escrow(session, order_id, owner_id, amount_cents):
-                if not await repository.debit(session, owner_id, amount_cents):
-                    # Whoever is undecided on this wallet may still give it back: met here, waited for, tried again.
-                    balance_cents = await repository.decided_balance(session, owner_id)
-                    raise errors.insufficient_funds(balance_cents, amount_cents)
-                await self._post(session, transfer)
-            else:
-                await repository.take_escrow(session, order_id)
+            while not await repository.open_escrow(session, order_id, owner_id, amount_cents):
+                if await repository.take_escrow(session, order_id) is None:
+                    continue  # the charge that was there has been undone in between: now ours may be the one
                 if not await _made_before(session, order_id, transfer):
                     raise errors.moved_already(transfer.kind, order_id)
+                return ChargeAnswer(amount_cents)
+            if not await repository.debit(session, owner_id, amount_cents):
+                # Whoever is undecided on this wallet may still give it back: met here, waited for, tried again.
+                balance_cents = await repository.decided_balance(session, owner_id)
+                raise errors.insufficient_funds(balance_cents, amount_cents)
+            await self._post(session, transfer)
             return ChargeAnswer(amount_cents)
 
         return await self.store.branch(work, ChargeAnswer)

@@ -25,7 +25,7 @@ REACHED_WITHIN_S = 12.0
 TRIES_MAX = 3
 POLL_S = 0.02
 KILLED = -9
-CELLS = (*[Kind(expiring=True)] * 2, Kind(early_hints=True), Kind(), Kind(), Kind(), Kind(expiring=True))
+CELLS = (*[Kind(expiring=True)] * 2, Kind(early_hints=True), *[Kind()] * 4, Kind(expiring=True), Kind())
 """What runs at the same time. A recovery is mostly waiting, so there are more cells than processors."""
 
 

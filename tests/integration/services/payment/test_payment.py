@@ -11,9 +11,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from services.kit.auth import AccountStatus, Role
 from services.kit.problems import Problem
+from services.payment import repository
 from tests.integration.services.capacity.callers import Caller, Undone, apart, caller_of
 from tests.support.servers import TestPostgres
 from tests.support.system import Answer, System, running_system
@@ -241,6 +243,30 @@ async def test_who_meets_an_undecided_wallet_waits_for_its_money(system: System,
         await order.somebody_waits()
     assert await second == {"charged_cents": 1_000}
     assert await balance(system, owner) == 0
+
+
+async def test_a_charge_is_made_when_the_one_before_it_is_undone_under_its_eyes(
+    system: System, order: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A payment that is tried again sees the escrow of its first try, and then none: it is paid, not refused."""
+    met, gone, take = asyncio.Event(), asyncio.Event(), repository.take_escrow
+
+    async def take_late(session: AsyncSession, order_id: UUID) -> Any:
+        met.set()
+        await gone.wait()
+        return await take(session, order_id)
+
+    monkeypatch.setattr(repository, "take_escrow", take_late)
+    owner = await rich(system)
+    body = charge(owner)
+    async with order.undone():
+        await order.call("/internal/charges", body)
+        again = apart(order.once("/internal/charges", body))
+        await met.wait()
+    await system.quiet()
+    gone.set()
+    assert await again == {"charged_cents": 1_000}
+    assert await balance(system, owner) == 9_000
 
 
 async def test_racing_charges_never_overdraw_and_the_ledger_is_zero_at_every_instant(
