@@ -71,6 +71,7 @@ class TestPostgres:
         self.server = server
         self._loop = _Loop()
         self._admin: asyncpg.Connection | None = None
+        self._turn = asyncio.Lock()  # several threads may administer; one connection takes one statement at a time
 
     @property
     def port(self) -> int:
@@ -86,9 +87,10 @@ class TestPostgres:
         self._loop.run(self._execute(sql))
 
     async def _execute(self, sql: str) -> None:
-        if self._admin is None or self._admin.is_closed():
-            self._admin = await asyncpg.connect(self.dsn())
-        await self._admin.execute(sql)
+        async with self._turn:
+            if self._admin is None or self._admin.is_closed():
+                self._admin = await asyncpg.connect(self.dsn())
+            await self._admin.execute(sql)
 
     def create_database(self, name: str | None = None) -> str:
         """Makes an empty database (with a name of its own if none is given) and returns its DSN."""

@@ -83,6 +83,9 @@ async def _tell(cell: Cell, point: Point) -> Result:
         cell.hold_worker()
     try:
         await story.prepare(scene)
+        if scene.problems:
+            result.broken += [f"before the fault: {problem}" for problem in scene.problems]
+            return result
         left = await cell.quiet(but="order" if story.held else None)
         result.broken += [f"before the fault: {one}" for one in left]
         write_arms(cell.control, arms)
@@ -145,7 +148,6 @@ async def run_points(
 ) -> list[Result]:
     """All results; `heard` gets each as it comes. Raises what keeps a cell from starting."""
     queues, results = _Queues(points), []
-    starting = asyncio.Lock()  # databases are made one at a time
     async with AsyncExitStack() as stack:
         launcher = await stack.enter_async_context(Launcher().running(folder / "launcher.log"))
 
@@ -154,10 +156,7 @@ async def run_points(
             point = queues.next_for(kind)
             if point is None:
                 return
-            async with AsyncExitStack() as cell_stack:
-                async with starting:
-                    made = running_cell(name, kind, launcher, postgres, valkey, folder / name)
-                    cell = await cell_stack.enter_async_context(made)
+            async with running_cell(name, kind, launcher, postgres, valkey, folder / name) as cell:
                 while point is not None:
                     result = await _run_or_say(cell, point)
                     results.append(result)
