@@ -20,6 +20,7 @@ from coordinator.client import context
 from coordinator.client.backoff import backoff_s
 from coordinator.client.branches import Branch, BranchRunner
 from coordinator.client.nesting import bounded, limit_lock_wait
+from coordinator.client.phase_two import is_decided
 from coordinator.client.resources import Resource, describe_resource, identity_of
 from coordinator.client.rules import Kinds, RollbackRules
 from coordinator.client.settle import Settler
@@ -258,7 +259,8 @@ class Coordinator:
         settler = self._settlers.get(ResourceName(nudge.resource))
         if settler is None:
             raise ValueError(f"resource {nudge.resource!r} does not live here")
-        following = [settler.follow_soon(settle) for settle in nudge.settle]
+        # What names no decision is nothing to follow, and must not stand in the way of the decision that comes later.
+        following = [settler.follow_soon(settle) for settle in nudge.settle if is_decided(settle.decision)]
         if not following:
             settler.sweep_soon()
             return []
@@ -297,7 +299,14 @@ class Coordinator:
             _log.debug("background.failed", task=task.get_name(), error=repr(task.exception()))
 
     def _start(self, resource: Resource[Any]) -> None:
-        settler = Settler(resource.name, resource.connections, self._transport, owner=self._owner, dice=self._dice)
+        settler = Settler(
+            resource.name,
+            resource.connections,
+            self._transport,
+            owner=self._owner,
+            dice=self._dice,
+            clock=asyncio.get_running_loop().time,
+        )
         self._settlers[resource.name] = settler
         # The loops outlive whoever starts them: they must not inherit that task's global transaction.
         with context.bound(None):
