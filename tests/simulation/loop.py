@@ -144,7 +144,8 @@ class SimLoop(asyncio.BaseEventLoop):
             self._ready.append(handle)
         batch = list(self._ready)
         self._ready.clear()
-        self._dice.shuffle(batch)
+        if len(batch) > 1:
+            self._dice.shuffle(batch)
         for handle in batch:
             if handle._cancelled:
                 continue

@@ -166,10 +166,10 @@ def store_loses_standby(world: World, dice: Random) -> None:
     store = world.store
     world.trace("standby away", store.name)
     store.standby_up = False
-    if dice.random() < 0.7:
-        at_s = dice.uniform(0.1, 1.0)
-        world.loop.after(at_s, store.restart)
-        world.loop.after(at_s + dice.uniform(0.3, 2.0), _fail_over_if, world, store)
+    if dice.random() < 0.8:
+        at_s = dice.uniform(0.3, 2.0)
+        world.loop.after(at_s, restart_store, world, dice)
+        world.loop.after(at_s + dice.uniform(0.5, 3.0), _fail_over_if, world, store)
     else:
         world.loop.after(dice.uniform(0.5, 4.0), store.reconnect)
 

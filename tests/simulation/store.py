@@ -151,7 +151,11 @@ class StoreServer:
 
     def _ship(self, place: int) -> None:
         if self.standby_up and place > self.received:
-            self.received = place
+            shipped, self.received = self.log[self.received : place], place
+            for entry in shipped:
+                # From now on it outlives a failover, whether its writer lives to say so or not.
+                for xid, row in entry.items():
+                    self.world.stored(self, xid, row)
             self.changed()
 
     async def _change(self) -> None:
