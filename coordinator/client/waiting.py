@@ -9,7 +9,7 @@ anybody could wait for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from random import Random
 from uuid import UUID
@@ -82,7 +82,7 @@ class Patience:
         self._place = None
 
     def taking_over(self) -> list[UUID]:
-        """Committed transactions whose rows the next try has to take over; each is said once."""
+        """Committed branches whose rows the next try has to take over; each is said once."""
         taking, self._taking = self._taking, []
         return taking
 
@@ -119,7 +119,7 @@ class Patience:
         # Once only: rows that are still there after the news are not what the news was about.
         if self._holds_nothing() and holder.int in self._around.local and holder not in self._heard:
             self._heard.add(holder)
-            if await self._around.settler.news(holder, min(LOCAL_NEWS_S, self._left_s())) and self._may_take(holder):
+            if self._may_take(holder, await self._around.settler.news(holder, min(LOCAL_NEWS_S, self._left_s()))):
                 return
             if await self._around.settler.heard(holder, min(LOCAL_NEWS_S, self._left_s())):
                 return
@@ -133,7 +133,7 @@ class Patience:
             return
         self._raise_if_decided(answer, conflict)
         if is_decided(answer.holder):
-            if answer.holder == Decision.COMMITTED and self._may_take(holder):
+            if answer.holder == Decision.COMMITTED and self._may_take(holder, answer.branches):
                 return
             try:
                 confirm = await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
@@ -148,18 +148,18 @@ class Patience:
         line = None if self._place is None else self._place.line
         if line is None or line.heir is None or line.heir.int not in self._around.local or not self._holds_nothing():
             return
-        if await self._around.settler.news(line.heir, min(HEIR_NEWS_S, self._left_s())):
-            self._may_take(line.heir)
+        heir = line.heir
+        self._may_take(heir, await self._around.settler.news(heir, min(HEIR_NEWS_S, self._left_s())))
 
-    def _may_take(self, holder: UUID) -> bool:
-        """Whether the next try takes a committed holder's rows over: a branch can, and does so once.
+    def _may_take(self, holder: UUID, committed: Sequence[UUID]) -> bool:
+        """Whether the next try takes over the rows of a holder's `committed` branches: a branch can, and does so once.
 
-        What is still there then (other rows, or those of a branch that the commit did not name) needs a closer look.
+        What is still there then (guards, or rows of a branch that the commit did not name) needs a closer look.
         """
-        if self._scope is None or holder in self._taken:
+        if self._scope is None or not committed or holder in self._taken:
             return False
         self._taken.add(holder)
-        self._taking.append(holder)
+        self._taking.extend(committed)
         return True
 
     async def _for_turn(self, place: Place, conflict: LockConflict) -> None:

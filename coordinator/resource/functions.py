@@ -107,7 +107,7 @@ class Entering:
 
 
 def entering(xid: UUID, branch_id: UUID, deadline: datetime, committed: Sequence[UUID] = ()) -> Entering:
-    """What makes the current local transaction a branch, which takes over the rows of `committed` transactions.
+    """What makes the current local transaction a branch, which takes over the rows of `committed` branches.
 
     Raises ValueError for a deadline without a time zone: the server would read it in its own.
     """

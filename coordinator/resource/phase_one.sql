@@ -37,8 +37,9 @@ BEGIN
 END
 $$;
 
--- The same for a branch that was blocked by transactions which are known to be committed: where it meets undo rows of
--- theirs, it takes them over (see at.capture_statement) instead of waiting until they are forgotten.
+-- The same for a branch that was blocked by branches which are known to be `committed`: where it meets undo rows of
+-- theirs, it takes them over (see at.capture_statement) instead of waiting until they are forgotten. Branches, not
+-- transactions: one that its commit did not name has to be undone.
 CREATE OR REPLACE FUNCTION at.enter_after(xid uuid, branch_id uuid, deadline timestamptz, committed uuid[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -66,7 +66,7 @@ async def test_what_is_undone_then_is_what_the_committed_one_left(
     holder, taker = uuid4(), uuid4()
     held = await run_branch(bank, holder, WRITES[first])
     left = await state(bank)
-    await taking_over(bank, taker, [holder], AFTER[second])
+    await taking_over(bank, taker, [held], AFTER[second])
     locks = await bank.fetch("SELECT xid FROM at.locks()")
     await forget(bank, [holder], [held])
     assert sum(row["xid"] == taker for row in locks) == await undo_rows(bank) > 0
@@ -78,10 +78,10 @@ async def test_what_is_undone_then_is_what_the_committed_one_left(
 async def test_a_taken_row_is_locked_for_everybody_else(bank: asyncpg.Connection) -> None:
     """Also for another who knows of the first holder's commit."""
     holder, taker, third = uuid4(), uuid4(), uuid4()
-    await run_branch(bank, holder, WRITES["update"])
-    await taking_over(bank, taker, [holder], WRITES["update"])
+    held = await run_branch(bank, holder, WRITES["update"])
+    await taking_over(bank, taker, [held], WRITES["update"])
     with pytest.raises(PostgresError) as refused:
-        await taking_over(bank, third, [holder], WRITES["update"])
+        await taking_over(bank, third, [held], WRITES["update"])
     conflict = translate(refused.value)
     assert isinstance(conflict, LockConflict)
     assert conflict.holder == taker
@@ -92,14 +92,14 @@ async def test_a_taken_row_is_locked_for_everybody_else(bank: asyncpg.Connection
 async def test_only_what_was_named_is_taken(bank: asyncpg.Connection) -> None:
     """Rows of somebody else are refused as ever, and nothing of the statement stays."""
     holder, other, taker = uuid4(), uuid4(), uuid4()
-    await run_branch(bank, holder, "UPDATE account SET balance = 11 WHERE id = 1")
+    held = await run_branch(bank, holder, "UPDATE account SET balance = 11 WHERE id = 1")
     await run_branch(bank, other, "UPDATE account SET balance = 21 WHERE id = 2")
     before = (
         await state(bank),
         await bank.fetch("SELECT table_name, key, xid, before, after FROM at.locks() ORDER BY key"),
     )
     with pytest.raises(PostgresError) as refused:
-        await taking_over(bank, taker, [holder], WRITES["update"])
+        await taking_over(bank, taker, [held], WRITES["update"])
     conflict = translate(refused.value)
     assert isinstance(conflict, LockConflict)
     assert conflict.holder == other
@@ -113,8 +113,8 @@ async def test_only_what_was_named_is_taken(bank: asyncpg.Connection) -> None:
 async def test_taking_over_ends_with_its_local_transaction(bank: asyncpg.Connection) -> None:
     """The next branch on the same connection takes nothing."""
     holder, taker = uuid4(), uuid4()
-    await run_branch(bank, holder, WRITES["update"])
-    await taking_over(bank, taker, [holder], "SELECT")
+    held = await run_branch(bank, holder, WRITES["update"])
+    await taking_over(bank, taker, [held], "SELECT")
     with pytest.raises(PostgresError) as refused:
         await run_branch(bank, uuid4(), WRITES["update"])
     assert isinstance(translate(refused.value), LockConflict)
@@ -125,9 +125,24 @@ async def test_what_points_at_a_row_of_the_committed_one_waits_as_ever(bank: asy
     holder = uuid4()
     held = await run_branch(bank, holder, "UPDATE owner SET id = 9 WHERE id = 1")
     with pytest.raises(PostgresError) as refused:
-        await taking_over(bank, uuid4(), [holder], WRITES["update"])
+        await taking_over(bank, uuid4(), [held], WRITES["update"])
     conflict = translate(refused.value)
     assert isinstance(conflict, LockConflict)
     assert conflict.holder == holder
     await forget(bank, [holder], [held])
     await taking_over(bank, uuid4(), [], WRITES["update"])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_row_of_a_branch_that_the_commit_did_not_name_is_not_taken(
+    bank: asyncpg.Connection, shared: bool
+) -> None:
+    """It has to be undone: also where it shares the row with one that was named."""
+    holder = uuid4()
+    named = await run_branch(bank, holder, "UPDATE account SET balance = 11 WHERE id = 1")
+    await run_branch(bank, holder, f"UPDATE account SET balance = 0 WHERE id = {1 if shared else 2}")
+    with pytest.raises(PostgresError) as refused:
+        await taking_over(bank, uuid4(), [named], WRITES["update"])
+    conflict = translate(refused.value)
+    assert isinstance(conflict, LockConflict)
+    assert conflict.holder == holder
