@@ -27,7 +27,7 @@ from tests.faults.crash.vocabulary import Arm, Fault, Point
 from tests.support.servers import TestPostgres
 
 POINTS_MIN = 100
-RUN_TIMEOUT_S = 840
+RUN_TIMEOUT_S = 1500
 WATCHED_S = 0.1
 KILLED_PROCESSES = {"coordinator", "order", "capacity", "pet", "payment", "worker", "messenger"}
 
