@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NoReturn, TypeVar
-from uuid import UUID
 
 import msgspec
 
@@ -78,9 +77,8 @@ class BranchRunner:
             ref = self._next(scope, resource.name)
             settler = self._settler_of(resource.name)
             while True:
-                taking = patience.taking_over() if patience is not None else []
                 try:
-                    result = await self._attempt(scope, ref, resource.target, work, result_type, taking)
+                    result = await self._attempt(scope, ref, resource.target, work, result_type)
                     if patience is not None:
                         patience.close(served=True)
                     return result
@@ -139,12 +137,11 @@ class BranchRunner:
         target: Any,
         work: Callable[[Any], Awaitable[T]],
         result_type: type[T] | None,
-        taking: Sequence[UUID],
     ) -> T:
         local = await open_local(target)
         try:
             try:
-                await local.begin(self._enter(scope, ref, taking), later=isinstance(scope, Initiator))
+                await local.begin(self._enter(scope, ref), later=isinstance(scope, Initiator))
                 result = await work(local.target)
                 await local.prepare(None if result_type is None else keep_statement(result))
             except BaseException as error:
@@ -198,8 +195,8 @@ class BranchRunner:
         return ref
 
     @staticmethod
-    def _enter(scope: Scope, ref: BranchRef, taking: Sequence[UUID] = ()) -> at.Entering:
-        return at.entering(scope.xid, BranchId(ref.branch), scope.deadline, taking)
+    def _enter(scope: Scope, ref: BranchRef) -> at.Entering:
+        return at.entering(scope.xid, BranchId(ref.branch), scope.deadline)
 
     def _patience(self, settler: Settler, scope: Scope | None, until_s: float) -> Patience:
         around = Surroundings(self._transport, settler, self._local, self._clock, self._dice)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from random import Random
 from uuid import UUID
@@ -139,13 +139,6 @@ class Settler:
         future = self.follow_soon(settle)
         self._hurry.set()
         return await asyncio.shield(future)
-
-    async def news(self, xid: UUID, timeout_s: float) -> Sequence[UUID]:
-        """Waits for news of `xid` to come to this process; its committed branches here that are not forgotten yet."""
-        if not await self._arrived(xid.int, timeout_s):
-            return ()
-        settle = self._news.get(xid.int)
-        return settle.branches if settle is not None and settle.decision == Decision.COMMITTED else ()
 
     async def heard(self, xid: UUID, timeout_s: float) -> bool:
         """Waits until news of `xid` came to this process and was followed; False when none came in `timeout_s`."""

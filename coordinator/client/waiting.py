@@ -9,7 +9,7 @@ anybody could wait for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from random import Random
 from uuid import UUID
@@ -72,19 +72,12 @@ class Patience:
         self._place: Place | None = None
         self._heard: set[UUID] = set()
         self._quarantined: set[UUID] = set()
-        self._taken: set[UUID] = set()
-        self._taking: list[UUID] = []
         self._broken_off = 0
 
     def close(self, *, served: bool = False) -> None:
         """Lets the next one in the line try. `served`: this branch has what it waited for, and is the next holder."""
         self._lines.leave(self._place, self._scope.xid if served and self._scope is not None else None)
         self._place = None
-
-    def taking_over(self) -> list[UUID]:
-        """Committed branches whose rows the next try has to take over; each is said once."""
-        taking, self._taking = self._taking, []
-        return taking
 
     async def after(self, error: BaseException) -> None:
         """Returns when it is worth trying again after `error` (already translated), else raises.
@@ -119,8 +112,6 @@ class Patience:
         # Once only: rows that are still there after the news are not what the news was about.
         if self._holds_nothing() and holder.int in self._around.local and holder not in self._heard:
             self._heard.add(holder)
-            if self._may_take(holder, await self._around.settler.news(holder, min(LOCAL_NEWS_S, self._left_s()))):
-                return
             if await self._around.settler.heard(holder, min(LOCAL_NEWS_S, self._left_s())):
                 return
         try:
@@ -133,8 +124,6 @@ class Patience:
             return
         self._raise_if_decided(answer, conflict)
         if is_decided(answer.holder):
-            if answer.holder == Decision.COMMITTED and self._may_take(holder, answer.branches):
-                return
             try:
                 confirm = await self._around.settler.follow(Settle(holder, answer.holder, answer.branches))
             except (*DATABASE_AWAY, CoordinatorUnavailable):
@@ -148,19 +137,7 @@ class Patience:
         line = None if self._place is None else self._place.line
         if line is None or line.heir is None or line.heir.int not in self._around.local or not self._holds_nothing():
             return
-        heir = line.heir
-        self._may_take(heir, await self._around.settler.news(heir, min(HEIR_NEWS_S, self._left_s())))
-
-    def _may_take(self, holder: UUID, committed: Sequence[UUID]) -> bool:
-        """Whether the next try takes over the rows of a holder's `committed` branches: a branch can, and does so once.
-
-        What is still there then (guards, or rows of a branch that the commit did not name) needs a closer look.
-        """
-        if self._scope is None or not committed or holder in self._taken:
-            return False
-        self._taken.add(holder)
-        self._taking.extend(committed)
-        return True
+        await self._around.settler.heard(line.heir, min(HEIR_NEWS_S, self._left_s()))
 
     async def _for_turn(self, place: Place, conflict: LockConflict) -> None:
         """Returns when this place is at the front, or when its line has stalled and it has left it."""

@@ -81,23 +81,19 @@ $$;
 -- end of one step and the start of another, so it falls out of the difference of all olds and all news; what is left
 -- is the first before and the last after image. Nothing is left when the path ends where it began: at the row as it is
 -- now. While steps in between are still to come, what is left is kept in olds and news.
--- A row of a branch that is known to be committed (at.committed, see at.enter_after) is taken over: nothing of it is
--- kept, for what that branch wrote is what the row was before.
 CREATE OR REPLACE FUNCTION at.capture_statement(relation regclass, operation text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT format($f$INSERT INTO %1$s AS at_l (%2$s, xid, branch_id, before, after%10$s)
       SELECT %3$s, at__me, at__branch, at_r.at__before, at_r.at__after%11$s FROM (%4$s) at_r
       ON CONFLICT ON CONSTRAINT %5$I DO UPDATE SET
-        xid = CASE WHEN at_l.xid = excluded.xid OR at_l.branch_id::text = ANY (string_to_array(current_setting('at.committed', true), ','))
-                   THEN excluded.xid ELSE at.refuse(%6$L, at_l.xid) END,
-        branch_id = CASE WHEN at_l.branch_id = excluded.branch_id OR at_l.xid <> excluded.xid THEN excluded.branch_id END,
+        xid = CASE WHEN at_l.xid = excluded.xid THEN at_l.xid ELSE at.refuse(%6$L, at_l.xid) END,
+        branch_id = CASE WHEN at_l.branch_id = excluded.branch_id THEN at_l.branch_id END,
         (before, after, olds, news) = (
-          SELECT CASE WHEN at_l.xid <> excluded.xid THEN excluded.before
-                      WHEN at_q.next THEN at_l.before WHEN cardinality(at_d.olds) = 0 THEN (%9$s) ELSE at_d.olds[1] END,
+          SELECT CASE WHEN at_q.next THEN at_l.before WHEN cardinality(at_d.olds) = 0 THEN (%9$s) ELSE at_d.olds[1] END,
                  CASE WHEN at_q.next THEN excluded.after WHEN cardinality(at_d.olds) = 0 THEN (%9$s) ELSE at_d.news[1] END,
-                 CASE WHEN at_l.xid <> excluded.xid THEN excluded.olds WHEN cardinality(at_d.olds) > 1 THEN at_d.olds END,
-                 CASE WHEN at_l.xid <> excluded.xid THEN excluded.news WHEN cardinality(at_d.olds) > 1 THEN at_d.news END
-          FROM (SELECT at_l.xid <> excluded.xid OR at_l.olds IS NULL AND excluded.olds IS NULL AND %7$s AND NOT %8$s AS next OFFSET 0) at_q
+                 CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.olds END,
+                 CASE WHEN cardinality(at_d.olds) > 1 THEN at_d.news END
+          FROM (SELECT at_l.olds IS NULL AND excluded.olds IS NULL AND %7$s AND NOT %8$s AS next OFFSET 0) at_q
           LEFT JOIN LATERAL (
             SELECT at_f.olds, at_f.news FROM at.difference(
               coalesce(at_l.olds, ARRAY[at_l.before]) || coalesce(excluded.olds, ARRAY[excluded.before]),

@@ -106,18 +106,15 @@ class Entering:
         return re.sub(r"\$(\d+)", lambda place: f"'{self.arguments[int(place[1]) - 1]}'", self.statement)
 
 
-def entering(xid: UUID, branch_id: UUID, deadline: datetime, committed: Sequence[UUID] = ()) -> Entering:
-    """What makes the current local transaction a branch, which takes over the rows of `committed` branches.
+def entering(xid: UUID, branch_id: UUID, deadline: datetime) -> Entering:
+    """What makes the current local transaction a branch.
 
     Raises ValueError for a deadline without a time zone: the server would read it in its own.
     """
     if deadline.tzinfo is None:
         raise ValueError(f"the deadline {deadline.isoformat()} has no time zone")
     arguments = (f"{xid.int:032x}", f"{branch_id.int:032x}", deadline.isoformat())
-    if not committed:
-        return Entering("SELECT at.enter($1, $2, $3)", arguments)
-    taken = ",".join(str(one) for one in committed)
-    return Entering("SELECT at.enter_after($1, $2, $3, $4)", (*arguments, f"{{{taken}}}"))
+    return Entering("SELECT at.enter($1, $2, $3)", arguments)
 
 
 async def enter(connection: Connection, xid: UUID, branch_id: UUID, deadline: datetime) -> None:

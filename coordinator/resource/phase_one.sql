@@ -37,17 +37,6 @@ BEGIN
 END
 $$;
 
--- The same for a branch that was blocked by branches which are known to be `committed`: where it meets undo rows of
--- theirs, it takes them over (see at.capture_statement) instead of waiting until they are forgotten. Branches, not
--- transactions: one that its commit did not name has to be undone.
-CREATE OR REPLACE FUNCTION at.enter_after(xid uuid, branch_id uuid, deadline timestamptz, committed uuid[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    PERFORM at.enter(enter_after.xid, enter_after.branch_id, enter_after.deadline);
-    PERFORM set_config('at.committed', array_to_string(enter_after.committed, ','), true);
-END
-$$;
-
 -- Raises why a branch cannot be entered: its transaction was rolled back here, or the branch was here before.
 CREATE OR REPLACE FUNCTION at.refuse_branch(p_xid uuid, p_branch_id uuid) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -147,7 +147,7 @@ BEGIN
     INSERT INTO at.role_grant VALUES (role_name) ON CONFLICT DO NOTHING;
     EXECUTE format('GRANT USAGE ON SCHEMA at TO %I', role_name);
     FOREACH signature IN ARRAY ARRAY[
-            'enter(uuid, uuid, timestamptz)', 'enter_after(uuid, uuid, timestamptz, uuid[])', 'keep(jsonb)', 'forget(uuid[], uuid[])', 'undo(uuid, uuid[])',
+            'enter(uuid, uuid, timestamptz)', 'keep(jsonb)', 'forget(uuid[], uuid[])', 'undo(uuid, uuid[])',
             'unsettled(int)', 'states(uuid)', 'locks(uuid)', 'purge(interval)', 'claim(text, interval)',
             'images(uuid, int)', 'resolve(uuid, uuid, text, text, jsonb)', 'doubt(uuid, text)', 'quarantines(int)', 'told(uuid)',
             'pulse(boolean)', 'heard(uuid)',

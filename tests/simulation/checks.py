@@ -50,13 +50,6 @@ class Checks:
         if state is BranchState.UNDONE and (decision is None or (decision is Decision.COMMITTED and named)):
             self._world.violation(f"{database} undid a branch of {self._world.short(xid)}, which is {decision}")
 
-    def taken_over(self, database: str, xid: UUID, branch: UUID | None) -> None:
-        """A branch takes rows over only of one that is committed."""
-        if self.truth.get(xid) is not Decision.COMMITTED or branch not in self.named.get(xid, ()):
-            self._world.violation(
-                f"{database}: rows of {self._world.short(xid)} were taken over, which is not committed"
-            )
-
     def said(self, xid: UUID, outcome: str) -> None:
         """What an application was told about its transaction."""
         self._said[xid] = outcome

@@ -56,7 +56,6 @@ class Local:
     undo: dict[Key, Undo] = field(default_factory=dict)
     branch: BranchKey | None = None
     row: BranchRow | None = None
-    committed: frozenset[UUID] = frozenset()
     failed: bool = False
     over: bool = False
 
@@ -102,9 +101,7 @@ class Database:
         local.over = True
         for key in local.writes:
             holder = self.undo.get(key)
-            if holder is not None and holder.branch in local.committed:
-                self.world.checks.taken_over(self.name, holder.xid, holder.branch)
-            elif holder is not None and (local.branch is None or holder.xid != local.branch[0]):
+            if holder is not None and (local.branch is None or holder.xid != local.branch[0]):
                 self.world.violation(f"dirty write on {self.name}/{key}, locked by {self.world.short(holder.xid)}")
         self.rows.update(local.writes)
         self.undo.update(local.undo)
@@ -182,7 +179,7 @@ class Session:
             return [dict(xid=xid, **row) for xid in arguments[0] for row in self._states(xid)]
         found = re.match(r"SELECT (?:\* FROM )?at\.(\w+)\((.*)", statement, re.DOTALL)
         assert found is not None, statement
-        if found[1] in ("enter", "enter_after", "keep") and "'" in found[2]:
+        if found[1] in ("enter", "keep") and "'" in found[2]:
             arguments = tuple(re.findall(r"'([^']*)'", found[2]))
         done = getattr(self, f"_at_{found[1]}")(*arguments)
         return await done if hasattr(done, "__await__") else done
@@ -201,8 +198,6 @@ class Session:
 
     def _capture(self, local: Local, key: Key, old: int, new: int) -> None:
         holder = local.undo.get(key, self._db.undo.get(key))
-        if holder is not None and holder.branch in local.committed:
-            holder = None  # taken over
         if holder is not None and (local.branch is None or holder.xid != local.branch[0]):
             self._refuse(local, holder.xid)
         if local.branch is not None:
@@ -234,11 +229,6 @@ class Session:
             )
         local.branch = (xid, branch)
         local.row = BranchRow(BranchState.OPEN, deadline, db.world.loop.time())
-
-    async def _at_enter_after(self, xid_text: str, branch_text: str, deadline_text: str, committed: str) -> None:
-        await self._at_enter(xid_text, branch_text, deadline_text)
-        assert self._local is not None
-        self._local.committed = frozenset(UUID(one) for one in committed.strip("{}").split(","))
 
     def _at_keep(self, result: str) -> None:
         assert self._local is not None and self._local.row is not None

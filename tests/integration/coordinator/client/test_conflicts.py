@@ -9,7 +9,6 @@ import pytest
 
 from coordinator.client import Deadlock, LockConflict, TransactionRolledBack
 from coordinator.client.context import bound
-from coordinator.protocol.messages import Settle
 from tests.integration.coordinator.client.world import Bank, TcProcess, add_east, add_west, open_bank
 from tests.support.servers import TestPostgres
 
@@ -179,35 +178,3 @@ async def test_blocked_branches_survive_a_restart_of_the_coordinator(postgres: T
         await asyncio.gather(holder, blocked)
         assert await bank.balance(bank.east_dsn) == 89
         await bank.quiet()
-
-
-async def test_who_waits_in_the_holders_process_goes_on_at_its_commit_and_not_at_its_settling(bank: Bank) -> None:
-    """The rows are taken over: the settle loop here does nothing until the very end, and nobody waits for it."""
-    settler = bank.coordinator._settler_of(bank.west.name)
-    follow = settler._follow_commits
-    batches: list[list[Settle]] = []
-
-    async def later(batch: list[Settle]) -> None:
-        batches.append(batch)
-
-    settler._follow_commits = later  # type: ignore[method-assign]
-    try:
-        async with asyncio.timeout(5):
-            await asyncio.gather(*(one_update(bank) for _ in range(12)))
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - what the block does when it is left by an error
-            async with bank.coordinator.global_transaction("undone"):
-                await bank.coordinator.run_branch(bank.west, add_west(-50))
-                raise ZeroDivisionError
-        assert await bank.balance(bank.west_dsn) == 112
-    finally:
-        settler._follow_commits = follow  # type: ignore[method-assign]
-        for batch in batches:
-            await follow(batch)
-    await bank.quiet()
-    assert await bank.balance(bank.west_dsn) == 112
-
-
-async def one_update(bank: Bank) -> None:
-    """One more, in a transaction of its own."""
-    async with bank.coordinator.global_transaction("one"):
-        await bank.coordinator.run_branch(bank.west, add_west(1))
