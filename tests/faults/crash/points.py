@@ -56,7 +56,6 @@ _SECOND = (
     (_COORDINATOR_DIES, "commit is repeated", "order"),
     (_COORDINATOR_DIES_DECIDED, "coordinator opens its store", "coordinator"),
     (_COORDINATOR_DIES_DECIDED, "recovery forgets", "payment"),
-    (_COORDINATOR_DIES_DECIDED, "resources are nudged again", "coordinator"),
     (_RELAY_DIES, "outbox is read again", "order"),
     (_UNDO_DIES, "recovery undoes", "capacity"),
     (_MESSENGER_DIES, "notification comes again", "messenger"),
