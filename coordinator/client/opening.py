@@ -119,13 +119,12 @@ class Opening:
             return await self.protocol.bind_execute(*arguments, **options)
         begin, begin_name = self._prepared.messages(self._begin, ())
         enter, enter_name = self._prepared.messages(self.enter.statement, self.enter.arguments)
+        sent_before = self.protocol.queries_count
         answers = _Answers(self.protocol, self._transport)
         self._transport.set_protocol(answers)
         self._transport.write(begin + enter)
         try:
             result = await self.protocol.bind_execute(*arguments, **options)
-        except TimeoutError:
-            raise
         except (InvalidSQLStatementNameError, DuplicatePreparedStatementError):
             if not answers.failed:
                 raise
@@ -133,9 +132,10 @@ class Opening:
             await self.protocol.query(f"ROLLBACK;{self._begin};{self.enter.sql};", None)
             return await self.protocol.bind_execute(*arguments, **options)
         except Exception:
-            if answers.untouched and self.protocol.is_connected() and not self._transport.is_closing():
-                # Its arguments did not fit, and it was never sent. Sync brings the answers to ours, and what asyncpg
-                # hears of the next query tells it that there is a transaction.
+            unsent = self.protocol.queries_count == sent_before
+            if unsent and self.protocol.is_connected() and not self._transport.is_closing():
+                # Its arguments did not fit, or its time was over before it began. Sync brings the answers to ours, and
+                # what asyncpg hears of the next query tells it that there is a transaction.
                 answers.until_ready = True
                 self._transport.write(SYNC)
                 with contextlib.suppress(InterfaceError, PostgresError):
@@ -164,7 +164,6 @@ class _Answers(asyncio.Protocol):
     """
 
     def __init__(self, protocol: Any, transport: Any) -> None:
-        self.untouched = True
         self.failed = False
         self.until_ready = False
         self._protocol = protocol
@@ -174,7 +173,6 @@ class _Answers(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        self.untouched = False
         data = self._kept + data if self._kept else data
         start = 0
         while self._left and len(data) >= start + 5:

@@ -228,6 +228,19 @@ async def test_a_first_statement_that_takes_too_long_fails_in_time(connection: A
     assert await spotless(connection)
 
 
+async def test_a_first_statement_whose_time_is_over_before_it_is_sent_leaves_a_transaction_that_can_be_ended(
+    connection: Any,
+) -> None:
+    """The driver raises the same as for one that took too long, and has sent nothing."""
+    update = await connection.prepare(UPDATE)
+    transaction = await begin(connection)
+    with pytest.raises(TimeoutError):
+        await update.fetch(1, timeout=0)
+    assert connection.is_in_transaction()
+    await transaction.rollback()
+    assert await spotless(connection)
+
+
 async def test_a_connection_that_is_lost_in_the_pipeline_says_so(bank: Bank, connection: Any) -> None:
     """The answers that are missing are nobody's secret."""
     await connection.fetchval("SELECT pg_sleep($1)", 0)
